@@ -19,8 +19,7 @@ setup(
     long_description_content_type='text/markdown',
     keywords=cfg['keywords'].split(),
     author=cfg['author'],
-    author_email=cfg['author_email'],
-    url=cfg['git_url'],
+    url=cfg['git_url'] or None,
     license='Apache-2.0',
     license_files=['LICENSE'],
     classifiers=[

@@ -1,0 +1,125 @@
+"""Set up a virtual environment in .venv and do one job in it, with nothing but a Python >= 3.10 to start from.
+
+    python3 scripts/run.py demo     install the package, fine-tune on the embedded benchmark, print the table
+    python3 scripts/run.py test     install what development needs, run every notebook and all tests
+    python3 scripts/run.py docs     build the docs site into _docs/
+    python3 scripts/run.py sync     export and clean the notebooks, write README.md
+    python3 scripts/run.py check    fail unless notebooks are exported and clean and README.md is current
+
+What follows the job's name is handed on, e.g. `demo --help`. Before it may stand
+    --cpu           PyTorch's CPU build (torch and torchvision from the same place): 0.3 GB instead of several
+    --venv FOLDER   another place for the environment
+    --no-install    use the environment as it is
+"""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_WHEELS = 'https://download.pytorch.org/whl/cpu'
+PIP = 'https://pypi.org/pypi/pip/json'
+
+
+def fail(message):
+    sys.exit(f'run.py: {message}')
+
+
+def sh(*command, **env):
+    "Run a command in the repository; its exit code is ours if it fails."
+    print('+', *(str(o).removeprefix(f'{ROOT}/') for o in command), flush=True)
+    code = subprocess.run([str(o) for o in command], cwd=ROOT, env={**os.environ, **env}).returncode
+    if code: sys.exit(code)
+
+
+class Venv:
+    "A virtual environment with pip, also where Debian's python3-venv is not installed."
+    def __init__(self, folder):
+        self.bin = folder/('Scripts' if os.name == 'nt' else 'bin')
+        self.python = self.bin/('python.exe' if os.name == 'nt' else 'python')
+        if not self.has_pip(): self.create(folder)
+
+    def has_pip(self):
+        return self.python.exists() and not subprocess.run([self.python, '-c', 'import pip'], stderr=subprocess.DEVNULL).returncode
+
+    def create(self, folder):
+        try: import venv
+        except ImportError: fail('this Python has no venv module; on Debian and Ubuntu: sudo apt-get install python3-venv')
+        try: import ensurepip
+        except ImportError: ensurepip = None
+        print(f'+ virtual environment in {folder}', flush=True)
+        venv.EnvBuilder(with_pip=bool(ensurepip), symlinks=os.name != 'nt').create(folder)
+        if not ensurepip: self.fetch_pip()
+
+    def fetch_pip(self):
+        "Without ensurepip, let PyPI's own pip wheel install itself."
+        try:
+            with urlopen(PIP, timeout=60) as f: release = next(o for o in json.load(f)['urls'] if o['packagetype'] == 'bdist_wheel')
+            with urlopen(release['url'], timeout=60) as f: data = f.read()
+        except OSError as e: fail(f'pip cannot be fetched ({e}); on Debian and Ubuntu: sudo apt-get install python3-venv')
+        if hashlib.sha256(data).hexdigest() != release['digests']['sha256']: fail('the pip wheel has a wrong checksum; try again')
+        with TemporaryDirectory() as tmp:
+            wheel = Path(tmp)/release['filename']
+            wheel.write_bytes(data)
+            sh(self.python, wheel/'pip', 'install', '--quiet', '--no-index', wheel)
+
+    def install(self, what, cpu=False):
+        pip = [self.python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+        if cpu: sh(*pip, '--index-url', CPU_WHEELS, 'torch', 'torchvision')
+        sh(*pip, '-e', what)
+
+
+def git(*command):
+    return subprocess.run(['git', *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def demo(venv, *args): sh(venv.bin/'dra-nb', 'demo', *args)
+
+def test(venv, *args):
+    "One thread a process: two workers with two threads each are slower than two with one."
+    workers = str(max(1, min(4, os.cpu_count() or 1)))
+    sh(venv.bin/'nbdev_test', '--n_workers', workers, '--timing', OMP_NUM_THREADS='1')
+    sh(venv.python, '-m', 'pytest', *args, OMP_NUM_THREADS='1')
+
+def docs(venv, *args): sh(venv.bin/'dra-nb', 'docs', *args)
+
+def sync(venv, *args):
+    sh(venv.bin/'nbdev_export')
+    sh(venv.bin/'nbdev_clean')
+    sh(venv.python, '-c', 'from dra_nb.docs import write_readme; write_readme()')
+
+def check(venv, *args):
+    "What sync would change is an error."
+    state = lambda: (git('status', '--porcelain'), git('diff'))
+    before = state()
+    sync(venv)
+    if state() != before: fail(f'not in sync: run `python3 scripts/run.py sync` and commit\n{git("status", "--short")}')
+    print('notebooks, modules and README.md agree')
+
+
+JOBS = dict(demo=demo, test=test, docs=docs, sync=sync, check=check)
+
+def main(argv):
+    folder, cpu, install = ROOT/'.venv', False, True
+    while argv and argv[0].startswith('--') and argv[0] != '--help':
+        option = argv.pop(0)
+        if option == '--cpu': cpu = True
+        elif option == '--no-install': install = False
+        elif option == '--venv' and argv: folder = Path(argv.pop(0)).resolve()
+        else: fail(f'unknown option {option!r}; see --help')
+    if not argv or argv[0] not in JOBS:
+        print(__doc__)
+        return 0 if argv in (['--help'], ['-h']) else 2
+    if sys.version_info < (3, 10): fail(f'Python {sys.version.split()[0]} is too old; 3.10 or newer is needed')
+    venv = Venv(folder)
+    job, *args = argv
+    if install: venv.install('.' if job == 'demo' else '.[dev]', cpu)
+    JOBS[job](venv, *args)
+    return 0
+
+
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
