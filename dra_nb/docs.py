@@ -104,10 +104,7 @@ def page_name(
     "Name a page as nbdev does: without the number."
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(notebook).stem).lower() + '.html'
 
-# %% ../nbs/16_docs.ipynb #578402d7
-_KATEX = re.compile(r'https://[^"\s]+/katex@[^"/\s]+/dist')
-_SOURCE = re.compile(r'<p>\s*<a href="/?blob/[^"]*"[^>]*>source</a>\s*</p>')
-
+# %% ../nbs/16_docs.ipynb #03f28093
 def page_names(
     notebooks:list[str], # file names
 )->dict[str,str]: # smalldocs's page name → the site's page name
@@ -116,6 +113,10 @@ def page_names(
     twice = sorted(o for o in names if list(names.values()).count(names[o]) > 1)
     if twice: raise ValueError(f'docs: notebooks {twice} give one page name; expected different names after the number')
     return names
+
+# %% ../nbs/16_docs.ipynb #c3d21bf4
+_KATEX = re.compile(r'https://[^"\s]+/katex@[^"/\s]+/dist')
+_SOURCE = re.compile(r'<p>\s*<a href="/?blob/[^"]*"[^>]*>source</a>\s*</p>')
 
 def localize(
     html:str, # a page
@@ -126,7 +127,7 @@ def localize(
     html = re.sub(rf'(?<=[/"])({olds})(?=["#?])', lambda m: names[m[1]], html)
     return _SOURCE.sub('', _KATEX.sub('katex', html))
 
-# %% ../nbs/16_docs.ipynb #1424d166
+# %% ../nbs/16_docs.ipynb #74a352e9
 def _tools():
     try:
         from nbdev.config import get_config
@@ -137,13 +138,17 @@ def _tools():
         raise ValueError(f"docs: {e.name!r} is not installed; expected the development requirements, pip install -e '.[dev]'") from e
     return get_config, refresh_quarto_yml, proc_nbs, render
 
-# %% ../nbs/16_docs.ipynb #df87f8d8
+# %% ../nbs/16_docs.ipynb #941d6ac4
+_FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
+
 def _finish(out, names):
+    for path in out.glob('site_libs/themes/**/*.css'):
+        path.write_text(_FONTS.sub('', path.read_text(encoding='utf-8')), encoding='utf-8')
     for path in [*out.glob('*.html'), out/'search.json']:
         path.write_text(localize(path.read_text(encoding='utf-8'), names), encoding='utf-8')
     for old, new in names.items(): (out/old).replace(out/new)
 
-# %% ../nbs/16_docs.ipynb #2bbac32f
+# %% ../nbs/16_docs.ipynb #1b81e0e0
 _EXPECTED = ('html-math-method', 'output-file', 'skip_exec', 'skip_showdoc') # read by Quarto or nbdev, not by smalldocs
 
 def build(
@@ -164,4 +169,5 @@ def build(
     final = root/'_docs'
     shutil.rmtree(final, ignore_errors=True)
     shutil.move(site.out, final)
-    return final, [o for o in site.warnings if not any(e in o for e in _EXPECTED)]
+    known = (*_EXPECTED, 'broken link /blob/', *(f'broken link /{o}' for o in names.values()))
+    return final, [o for o in site.warnings if not any(e in o for e in known)]
