@@ -18,11 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urljoin
 from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_WHEELS = 'https://download.pytorch.org/whl/cpu'
-PIP = 'https://pypi.org/pypi/pip/json'
+PIP = 'https://pypi.org/pypi/pip/25.3/json'
 
 
 def fail(message):
@@ -59,7 +60,7 @@ class Venv:
         "Without ensurepip, let PyPI's own pip wheel install itself."
         try:
             with urlopen(PIP, timeout=60) as f: release = next(o for o in json.load(f)['urls'] if o['packagetype'] == 'bdist_wheel')
-            with urlopen(release['url'], timeout=60) as f: data = f.read()
+            with urlopen(urljoin(PIP, release['url']), timeout=60) as f: data = f.read()
         except OSError as e: fail(f'pip cannot be fetched ({e}); on Debian and Ubuntu: sudo apt-get install python3-venv')
         if hashlib.sha256(data).hexdigest() != release['digests']['sha256']: fail('the pip wheel has a wrong checksum; try again')
         with TemporaryDirectory() as tmp:
