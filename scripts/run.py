@@ -14,16 +14,17 @@ What follows the job's name is handed on, e.g. `demo --help`. Before it may stan
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urljoin
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_WHEELS = 'https://download.pytorch.org/whl/cpu'
-PIP = 'https://pypi.org/pypi/pip/25.3/json'
+PIP = 'https://pypi.org/simple/pip/'
 
 
 def fail(message):
@@ -57,16 +58,20 @@ class Venv:
         if not ensurepip: self.fetch_pip()
 
     def fetch_pip(self):
-        "Without ensurepip, let PyPI's own pip wheel install itself."
+        "Without ensurepip, let the newest pip wheel on PyPI that suits this Python install itself."
+        def suits(o):
+            oldest = re.search(r'>=3\.(\d+)', o['requires-python'] or '')
+            return o['filename'].endswith('.whl') and not o.get('yanked') and oldest and int(oldest[1]) <= sys.version_info[1]
+        def get(url): return urlopen(Request(url, headers={'Accept': 'application/vnd.pypi.simple.v1+json'}), timeout=60).read()
         try:
-            with urlopen(PIP, timeout=60) as f: release = next(o for o in json.load(f)['urls'] if o['packagetype'] == 'bdist_wheel')
-            with urlopen(urljoin(PIP, release['url']), timeout=60) as f: data = f.read()
+            wheel = max(filter(suits, json.loads(get(PIP))['files']), key=lambda o: o['upload-time'])
+            data = get(urljoin(PIP, wheel['url']))
         except OSError as e: fail(f'pip cannot be fetched ({e}); on Debian and Ubuntu: sudo apt-get install python3-venv')
-        if hashlib.sha256(data).hexdigest() != release['digests']['sha256']: fail('the pip wheel has a wrong checksum; try again')
+        if hashlib.sha256(data).hexdigest() != wheel['hashes']['sha256']: fail('the pip wheel has a wrong checksum; try again')
         with TemporaryDirectory() as tmp:
-            wheel = Path(tmp)/release['filename']
-            wheel.write_bytes(data)
-            sh(self.python, wheel/'pip', 'install', '--quiet', '--no-index', wheel)
+            path = Path(tmp)/wheel['filename']
+            path.write_bytes(data)
+            sh(self.python, path/'pip', 'install', '--quiet', '--no-index', path)
 
     def install(self, what, cpu=False):
         pip = [self.python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
