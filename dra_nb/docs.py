@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['directives', 'relink', 'alerts', 'output_markdown', 'readme', 'write_readme', 'page_name', 'page_names', 'localize',
-           'build']
+           'ids', 'unlink', 'build']
 
 # %% ../nbs/16_docs.ipynb #6c3b0a79
 import contextlib, json, re, shutil
@@ -127,7 +127,24 @@ def localize(
     html = re.sub(rf'(?<=[/"])({olds})(?=["#?])', lambda m: names[m[1]], html)
     return _SOURCE.sub('', _KATEX.sub('katex', html))
 
-# %% ../nbs/16_docs.ipynb #74a352e9
+# %% ../nbs/16_docs.ipynb #d20d644d
+_DOCLINK = re.compile(r'<a href="/?([\w.]+\.html)#([^"]+)"[^>]*>(<code>[^<]*</code>)</a>')
+
+def ids(
+    html:str, # a page
+)->set[str]: # what a link to this page may name after '#'
+    "Collect a page's anchors."
+    return set(re.findall(r'\bid="([^"]+)"', html))
+
+# %% ../nbs/16_docs.ipynb #b61f6799
+def unlink(
+    html:str, # a page
+    anchors:dict[str,set[str]], # page name → its anchors
+)->str: # the page without links to names that have no entry
+    "Turn links to undocumented names back into code."
+    return _DOCLINK.sub(lambda m: m[0] if m[2] in anchors.get(m[1], ()) else m[3], html)
+
+# %% ../nbs/16_docs.ipynb #e0b2c61b
 def _tools():
     try:
         from nbdev.config import get_config
@@ -138,17 +155,20 @@ def _tools():
         raise ValueError(f"docs: {e.name!r} is not installed; expected the development requirements, pip install -e '.[dev]'") from e
     return get_config, refresh_quarto_yml, proc_nbs, render
 
-# %% ../nbs/16_docs.ipynb #941d6ac4
+# %% ../nbs/16_docs.ipynb #c25d7832
 _FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
 
 def _finish(out, names):
     for path in out.glob('site_libs/themes/**/*.css'):
         path.write_text(_FONTS.sub('', path.read_text(encoding='utf-8')), encoding='utf-8')
-    for path in [*out.glob('*.html'), out/'search.json']:
-        path.write_text(localize(path.read_text(encoding='utf-8'), names), encoding='utf-8')
-    for old, new in names.items(): (out/old).replace(out/new)
+    read = lambda o: localize((out/o).read_text(encoding='utf-8'), names)
+    pages = {new: read(old) for old, new in names.items()}
+    anchors = {name: ids(html) for name, html in pages.items()}
+    for old in names: (out/old).unlink()
+    for name, html in pages.items(): (out/name).write_text(unlink(html, anchors), encoding='utf-8')
+    (out/'search.json').write_text(read('search.json'), encoding='utf-8')
 
-# %% ../nbs/16_docs.ipynb #1b81e0e0
+# %% ../nbs/16_docs.ipynb #289f9dae
 _EXPECTED = ('html-math-method', 'output-file', 'skip_exec', 'skip_showdoc') # read by Quarto or nbdev, not by smalldocs
 
 def build(
