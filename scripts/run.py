@@ -74,7 +74,7 @@ class Venv:
             sh(self.python, path/'pip', 'install', '--quiet', '--no-index', path)
 
     def install(self, what, cpu=False):
-        pip = [self.python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+        pip = [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *([] if sys.stdout.isatty() else ['--quiet'])]
         if cpu: sh(*pip, '--index-url', CPU_WHEELS, 'torch', 'torchvision')
         sh(*pip, '-e', what)
 
