@@ -114,9 +114,11 @@ def page_names(
     if twice: raise ValueError(f'docs: notebooks {twice} give one page name; expected different names after the number')
     return names
 
-# %% ../nbs/16_docs.ipynb #c3d21bf4
+# %% ../nbs/16_docs.ipynb #19c17ce4
 _KATEX = re.compile(r'https://[^"\s]+/katex@[^"/\s]+/dist')
 _SOURCE = re.compile(r'<p>\s*<a href="/?blob/[^"]*"[^>]*>source</a>\s*</p>')
+
+_IN_CODE = re.compile(r'\[(`[^`<]+`)\]\(/[\w.]+\.html#[^)<]*\)')
 
 def localize(
     html:str, # a page
@@ -125,7 +127,7 @@ def localize(
     "Point a page's links at files of the site."
     olds = '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
     html = re.sub(rf'(?<=[/"])({olds})(?=["#?])', lambda m: names[m[1]], html)
-    return _SOURCE.sub('', _KATEX.sub('katex', html))
+    return _IN_CODE.sub(r'\1', _SOURCE.sub('', _KATEX.sub('katex', html)))
 
 # %% ../nbs/16_docs.ipynb #d20d644d
 _DOCLINK = re.compile(r'<a href="/?([\w.]+\.html)#([^"]+)"[^>]*>(<code>[^<]*</code>)</a>')
