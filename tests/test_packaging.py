@@ -130,3 +130,18 @@ def test_console_script(settings):
     assert say('--version').stdout.split()[-1] == settings['version']
     help = say('--help').stdout
     assert all(o in help for o in ('demo', 'fit', 'evaluate', 'predict', 'bench', 'pretrain', 'data', 'docs'))
+
+
+def run(*args): return subprocess.run([sys.executable, ROOT/'scripts/run.py', *args], capture_output=True, text=True, timeout=60)
+
+def test_run_explains_itself():
+    assert run('--help').returncode == 0 and run().returncode == run('dance').returncode == 2
+    assert 'python3 scripts/run.py test' in run('--help').stdout
+    bad = run('--fast', 'test')
+    assert bad.returncode == 1 and bad.stderr.strip() == "run.py: unknown option '--fast'; see --help"
+
+def test_ci_runs_what_readme_says():
+    "Two commands for a newcomer; CI ends with the second."
+    commands = re.findall(r'```bash\n(.*?)\n```', (ROOT/'README.md').read_text(encoding='utf-8'), flags=re.S)
+    assert commands[:2] == ['python3 scripts/run.py demo', 'python3 scripts/run.py test']
+    assert (ROOT/'.ci/run').read_text().rstrip().endswith(commands[1])
