@@ -54,11 +54,27 @@ def scale_value(x:Tensor,     # any tensor
     "`factor*x` whose gradient passes as if `factor` were 1."
     return _ScaleValue.apply(x, factor)
 
-# %% ../nbs/02_adapter.ipynb #57662db8
+# %% ../nbs/02_adapter.ipynb #9c91532f
 def _choice(name, given, allowed):
-    if given not in allowed: raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
+    if not any(given is o or (isinstance(o, str) and given==o) for o in allowed): raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
 
-# %% ../nbs/02_adapter.ipynb #3face078
+def _number(name, given, ok, allowed, kind=(int,float)):
+    if isinstance(given, bool) or not isinstance(given, kind) or not math.isfinite(given) or not ok(given):
+        raise ValueError(f'{name}: got {given!r}, allowed {allowed}')
+
+def _check_adapter(c):
+    for n in ('rank','start'): _number(n, getattr(c, n), lambda v: v >= 1, 'whole numbers from 1', int)
+    _number('scale', c.scale, lambda v: v >= 0, 'finite numbers from 0')
+    _choice('place', c.place, ('attention','mlp','block'))
+    _choice('gradient', c.gradient, ('plain','rescaled'))
+    _choice('init', c.init, ('kaiming','zero_up'))
+    _choice('outer_relu', c.outer_relu, (True,False))
+    if not c.towers or len(set(c.towers)) < len(c.towers): raise ValueError(f"towers: got {c.towers!r}, allowed one or both of 'image', 'text'")
+    for t in c.towers: _choice('towers', t, ('image','text'))
+    if c.init=='zero_up' and c.outer_relu:
+        raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
+
+# %% ../nbs/02_adapter.ipynb #a588db28
 @dataclass(frozen=True)
 class AdapterConfig:
     "Settings of the plain adapter (Eq. 8); the defaults are the paper's."
@@ -73,15 +89,7 @@ class AdapterConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'towers', (self.towers,) if isinstance(self.towers, str) else tuple(self.towers))
-        for n in ('rank','start'):
-            v = getattr(self, n)
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f'{n}: got {v!r}, allowed whole numbers from 1')
-        if not (isinstance(self.scale, (int,float)) and math.isfinite(self.scale) and self.scale >= 0): raise ValueError(f'scale: got {self.scale!r}, allowed finite numbers from 0')
-        _choice('place', self.place, ('attention','mlp','block')); _choice('gradient', self.gradient, ('plain','rescaled'))
-        _choice('init', self.init, ('kaiming','zero_up')); _choice('outer_relu', self.outer_relu, (True,False))
-        if not self.towers or len(set(self.towers)) < len(self.towers): raise ValueError(f"towers: got {self.towers!r}, allowed one or both of 'image', 'text'")
-        for t in self.towers: _choice('towers', t, ('image','text'))
-        if self.init=='zero_up' and self.outer_relu: raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
+        _check_adapter(self)
 
     @classmethod
     def paper(cls):
@@ -93,47 +101,36 @@ class AdapterConfig:
         "Settings that train: rescaled gradient, no outer ReLU."
         return cls(gradient='rescaled', outer_relu=False)
 
-# %% ../nbs/02_adapter.ipynb #e2900985
+# %% ../nbs/02_adapter.ipynb #1da76836
+def _add_update(adapter, module, args, output):
+    if not adapter.enabled: return None
+    x = args[0] if adapter.norm is None else getattr(module, adapter.norm)(args[0])
+    out = output[0] if isinstance(output, tuple) else output
+    if torch.is_autocast_enabled(out.device.type): out = out.float()+adapter(x)
+    else: out = out+adapter(x.to(adapter.W_d.weight.dtype)).to(out.dtype)
+    return (out,*output[1:]) if isinstance(output, tuple) else out
+
+# %% ../nbs/02_adapter.ipynb #a9bb8465
 class Adapter(nn.Module):
     "The plain adapter (Eq. 8): returns the update, which the caller adds to OP(x)."
-    def __init__(self, d:int,                       # width of the tokens
+    def __init__(self, d:int,                          # width of the tokens
                  config:AdapterConfig=AdapterConfig(), # settings
-                 generator:torch.Generator|None=None, # source of the initial weights
+                 generator:torch.Generator|None=None,  # source of the initial weights
                 ):
         super().__init__()
         self.d, self.config, self.enabled = d, config, True
-        self.tower = self.norm = None               # set when attached: 'image' or 'text', name of the norm to apply first
-        self.W_d, self.W_u = nn.Linear(d, config.rank), nn.Linear(config.rank, d)
-        self.reset_parameters(generator)
-
-    def reset_parameters(self, generator:torch.Generator|None=None):
-        "Fresh weights."
+        self.tower = self.name = self.norm = None      # set when attached: 'image', 'image.5', the norm to apply first
+        self._build(config.rank)
         for m in self.children():
             nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu', generator=generator); nn.init.zeros_(m.bias)
-        if self.config.init=='zero_up': nn.init.zeros_(self.W_u.weight)
+        if config.init=='zero_up': nn.init.zeros_(self.W_u.weight)
+
+    def _build(self, r): self.W_d, self.W_u = nn.Linear(self.d, r), nn.Linear(r, self.d)
+    def enter(self, x): return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
+    def leave(self, y): return (scale_value if self.config.gradient=='rescaled' else torch.mul)(y if y.dtype==torch.float64 else y.float(), self.config.scale)
+    def add_to(self, module, args, output): return _add_update(self, module, args, output)
+    def extra_repr(self): return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
 
     def forward(self, x:Tensor)->Tensor:
-        c = self.config
-        y = adapter_update(self.enter(x), self.W_d.weight.mT, self.W_d.bias, self.W_u.weight.mT, self.W_u.bias, 1., c.outer_relu)
-        return self.leave(y)
-
-    def enter(self, x:Tensor)->Tensor:
-        "x, prepared so that the gradient leaving towards earlier blocks is the true one."
-        return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
-
-    def leave(self, y:Tensor)->Tensor:
-        "s*y, in at least single precision."
-        y = y.float() if y.dtype in (torch.float16,torch.bfloat16) else y
-        return scale_value(y, self.config.scale) if self.config.gradient=='rescaled' else y*self.config.scale
-
-    def add_to(self, module, args, output):
-        "Forward hook: adds the update to the output of the frozen `module`."
-        if not self.enabled: return None
-        x = args[0] if self.norm is None else getattr(module, self.norm)(args[0])
-        out = output[0] if isinstance(output, tuple) else output
-        autocast = torch.is_autocast_enabled(out.device.type)
-        y = self(x if autocast else x.to(self.W_d.weight.dtype))
-        out = out+(y if autocast else y.to(out.dtype))      # autocast: add in single precision, or 0.001 would be rounded away
-        return (out,*output[1:]) if isinstance(output, tuple) else out
-
-    def extra_repr(self): return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
+        W = [t for m in (self.W_d,self.W_u) for t in (m.weight.mT,m.bias)]
+        return self.leave(adapter_update(self.enter(x), *W, 1., self.config.outer_relu))
