@@ -54,9 +54,10 @@ def scale_value(x:Tensor,     # any tensor
     "`factor*x` whose gradient passes as if `factor` were 1."
     return _ScaleValue.apply(x, factor)
 
-# %% ../nbs/02_adapter.ipynb #9c91532f
+# %% ../nbs/02_adapter.ipynb #fa57a603
 def _choice(name, given, allowed):
-    if not any(given is o or (isinstance(o, str) and given==o) for o in allowed): raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
+    if not any(type(given) is type(o) and given==o for o in allowed):
+        raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
 
 def _number(name, given, ok, allowed, kind=(int,float)):
     if isinstance(given, bool) or not isinstance(given, kind) or not math.isfinite(given) or not ok(given):
@@ -74,7 +75,7 @@ def _check_adapter(c):
     if c.init=='zero_up' and c.outer_relu:
         raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
 
-# %% ../nbs/02_adapter.ipynb #a588db28
+# %% ../nbs/02_adapter.ipynb #c6279b6d
 @dataclass(frozen=True)
 class AdapterConfig:
     "Settings of the plain adapter (Eq. 8); the defaults are the paper's."
@@ -95,22 +96,23 @@ class AdapterConfig:
     def paper(cls):
         "The paper's settings, taken literally."
         return cls()
-
     @classmethod
     def recommended(cls):
         "Settings that train: rescaled gradient, no outer ReLU."
         return cls(gradient='rescaled', outer_relu=False)
 
-# %% ../nbs/02_adapter.ipynb #1da76836
+# %% ../nbs/02_adapter.ipynb #f0eb144d
+def _single(y): return y.float() if y.dtype in (torch.float16,torch.bfloat16) else y
+
 def _add_update(adapter, module, args, output):
     if not adapter.enabled: return None
     x = args[0] if adapter.norm is None else getattr(module, adapter.norm)(args[0])
     out = output[0] if isinstance(output, tuple) else output
-    if torch.is_autocast_enabled(out.device.type): out = out.float()+adapter(x)
+    if torch.is_autocast_enabled(out.device.type): out = _single(out)+adapter(x)
     else: out = out+adapter(x.to(adapter.W_d.weight.dtype)).to(out.dtype)
     return (out,*output[1:]) if isinstance(output, tuple) else out
 
-# %% ../nbs/02_adapter.ipynb #a9bb8465
+# %% ../nbs/02_adapter.ipynb #93b436cd
 class Adapter(nn.Module):
     "The plain adapter (Eq. 8): returns the update, which the caller adds to OP(x)."
     def __init__(self, d:int,                          # width of the tokens
@@ -127,7 +129,7 @@ class Adapter(nn.Module):
 
     def _build(self, r): self.W_d, self.W_u = nn.Linear(self.d, r), nn.Linear(r, self.d)
     def enter(self, x): return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
-    def leave(self, y): return (scale_value if self.config.gradient=='rescaled' else torch.mul)(y if y.dtype==torch.float64 else y.float(), self.config.scale)
+    def leave(self, y): return (scale_value if self.config.gradient=='rescaled' else torch.mul)(_single(y), self.config.scale)
     def add_to(self, module, args, output): return _add_update(self, module, args, output)
     def extra_repr(self): return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
 

@@ -39,7 +39,7 @@ def _check_dra(c):
     for n in ('temperature','lambda_text','lambda_image'): _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
-# %% ../nbs/07_dra.ipynb #7b0b09a1
+# %% ../nbs/07_dra.ipynb #ff49b240
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -57,14 +57,13 @@ class DRAConfig(AdapterConfig):
     padding:str = 'all'              # text tokens that are scored and grouped: 'all', or only the 'real' ones
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.ratios, (list,tuple)): object.__setattr__(self, 'ratios', tuple(self.ratios))
-        _check_dra(self)
+        super().__post_init__(); _check_dra(self)
+        object.__setattr__(self, 'ratios', tuple(float(e) for e in self.ratios))
 
     @classmethod
     def recommended(cls):
         "Settings in which every part of the method can act."
-        return cls(gradient='rescaled', outer_relu=False, noise='log-gumbel', temperature=.1, reg_reduction='mean', reg_gradient='rescaled')
+        return cls(gradient='rescaled', reg_gradient='rescaled', outer_relu=False, noise='log-gumbel', temperature=.1, reg_reduction='mean')
 
 # %% ../nbs/07_dra.ipynb #03619e2e
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
@@ -103,12 +102,14 @@ def _train_update(m, x, x1, valid, noise):
         m.reg = (scale_value if c.reg_gradient=='rescaled' else torch.mul)(l1_consistency(*pair, c.reg_reduction), c.scale)
     return m.leave(y)
 
-# %% ../nbs/07_dra.ipynb #74fa649b
+# %% ../nbs/07_dra.ipynb #faa9d504
 def _real(m, x, valid):
     if m.config.padding=='all' or m.tower=='image': return None
     valid = m.valid if valid is None else valid
-    if valid is None and m.tower=='text' and m.training: raise ValueError("padding: got 'real' without a mask of real tokens; allowed inside `set_valid(model, mask)`")
-    if valid is not None and valid.shape != x.shape[:2]: raise ValueError(f'valid: got shape {tuple(valid.shape)}, allowed {tuple(x.shape[:2])}')
+    if valid is None and m.tower=='text' and m.training:
+        raise ValueError("padding: got 'real' without a mask of real tokens; allowed inside `set_valid(model, mask)`")
+    if valid is not None and valid.shape != x.shape[:2]:
+        raise ValueError(f'valid: got shape {tuple(valid.shape)}, allowed {tuple(x.shape[:2])}')
     return valid if valid is None else valid.to(x.device)
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def _note(m, x1, valid):
     ranks = (rank_mask(descending_order(low), descending_order(a_c), m.config.ratios, counts=counts) > 0).sum(-1)
     return dict(token_scores=a_t, channel_scores=a_c, ranks=ranks)
 
-# %% ../nbs/07_dra.ipynb #a97200b7
+# %% ../nbs/07_dra.ipynb #73dd748d
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (its Eq. 19 term stands in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self, d:int,                         # width of the tokens
@@ -129,7 +130,7 @@ class DRA(Adapter):
         self.generator = self.reg = self.valid = self.record = None     # source of noise, Eq. 19, real tokens, notes
 
     def _build(self, r): super()._build(r); self.W_t, self.W_c, self.W_p = (nn.Linear(r, r) for _ in range(3))
-    def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}      # copies leave the last call behind
+    def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}   # copies leave the last call behind
     def down(self, x): return down_project(x, self.W_d.weight.mT, self.W_d.bias)
     def up(self, x1): y = self.W_u(F.relu(self.W_p(x1))); return F.relu(y) if self.config.outer_relu else y
     def scores(self, x1, valid=None):
@@ -162,13 +163,15 @@ def _towers(model):
     visual = getattr(model, 'visual', None)
     return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
 
-# %% ../nbs/07_dra.ipynb #b6f592cd
+# %% ../nbs/07_dra.ipynb #b9dcb6a0
 def _attach(model, config, kind, generator=None):
     if adapters(model): raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
-    if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()): raise ValueError('model: got gradient checkpointing switched on, allowed without')
+    if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()):
+        raise ValueError('model: got gradient checkpointing switched on, allowed without')
     chosen = [t for t in _towers(model) if t.name in config.towers]
     for t in chosen:
-        if config.start > len(t.blocks): raise ValueError(f'start: got {config.start}, allowed 1 to {len(t.blocks)}, the blocks of the {t.name} encoder')
+        if config.start > len(t.blocks):
+            raise ValueError(f'start: got {config.start}, allowed 1 to {len(t.blocks)}, the blocks of the {t.name} encoder')
     model._flags = {n:p.requires_grad for n,p in model.named_parameters()}
     model.requires_grad_(False)
     for t in chosen:
@@ -191,13 +194,14 @@ def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
     if not isinstance(config, DRAConfig): raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _attach(model, config, 'dra', generator)
 
-# %% ../nbs/07_dra.ipynb #47977582
+# %% ../nbs/07_dra.ipynb #6dd6da78
 def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
                 config:AdapterConfig=AdapterConfig(), # settings
                 generator:torch.Generator|None=None, # source of the initial weights
                )->nn.Module:     # the model
     "Freeze the model and attach a plain adapter (Eq. 8) to every block from `config.start` on."
-    if not isinstance(config, AdapterConfig) or isinstance(config, DRAConfig): raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
+    if not isinstance(config, AdapterConfig) or isinstance(config, DRAConfig):
+        raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
     return _attach(model, config, 'adapter', generator)
 
 # %% ../nbs/07_dra.ipynb #07fe6825

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['group_sizes', 'kept_channels', 'rank_mask', 'soft_rank_mask']
 
-# %% ../nbs/06_masking.ipynb #5ed1d9bc
+# %% ../nbs/06_masking.ipynb #748a3a14
 from fractions import Fraction
+from functools import lru_cache
 import math, torch
 from torch import Tensor
 from .sorting import places
@@ -35,7 +36,8 @@ def _exact(ratios):
     if not exact or not all(0 < e <= 1 for e in exact): raise ValueError(f'ratios: got {ratios!r}, allowed one or more numbers in (0,1]')
     return exact
 
-# %% ../nbs/06_masking.ipynb #c542a3ae
+# %% ../nbs/06_masking.ipynb #b8da8454
+@lru_cache
 def _factors(ratios, r, rescale):
     "Kept channels and the factor on them, per group."
     kept = kept_channels(ratios, r)
@@ -44,12 +46,13 @@ def _factors(ratios, r, rescale):
 
 def _group_of_place(n, k, counts, device):
     "Group of each place, (1,n); with `counts` (B,) real tokens, (B,n), where places from the count on get group k."
-    if counts is None: return torch.arange(k, device=device).repeat_interleave(torch.tensor(group_sizes(n, k), device=device), output_size=n)[None]
-    p,(q,m) = torch.arange(n, device=device), (counts[:,None]//k, counts[:,None]%k)
-    g = torch.where(p < m*(q+1), p//(q+1), m+(p-m*(q+1)).div(q.clamp(min=1), rounding_mode='floor'))
-    return torch.where(p < counts[:,None], g, k)
+    if counts is None: return torch.tensor([i for i,size in enumerate(group_sizes(n, k)) for _ in range(size)], device=device)[None]
+    p,n = torch.arange(n, device=device), counts[:,None]
+    q,m = n//k, n%k                                      # m groups of q+1, then groups of q
+    g = torch.where(p < m*(q+1), p//(q+1), m+(p-m*(q+1))//q.clamp(min=1))
+    return torch.where(p < n, g, k)
 
-# %% ../nbs/06_masking.ipynb #cd5ab005
+# %% ../nbs/06_masking.ipynb #8b709fb2
 def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               channel_order:Tensor, # c of Eq. 13, (B,r)
               ratios,               # share of channels per group, most important first
@@ -59,13 +62,13 @@ def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
              )->Tensor:             # factor on every feature, (B,N,r)
     "The mask of Eqs. 14 to 16, in the tokens' and channels' own order."
     r,dev = channel_order.shape[-1], token_order.device
-    kept,factor = _factors(ratios, r, rescale)
+    kept,factor = _factors(tuple(ratios), r, rescale)
     group = _group_of_place(token_order.shape[-1], len(kept), counts, dev)                # of each place
     group = group.expand(token_order.shape).gather(-1, places(token_order))               # of each token, (B,N)
     kept,factor = torch.tensor([*kept,r], device=dev), torch.tensor([*factor,1.], device=dev, dtype=dtype)
     return (places(channel_order)[:,None] < kept[group][...,None])*factor[group][...,None]
 
-# %% ../nbs/06_masking.ipynb #39d2cb89
+# %% ../nbs/06_masking.ipynb #edf8fd62
 def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
                    P_c:Tensor, # channel permutation, rows are places, (B,r,r)
                    ratios,     # share of channels per group, most important first
@@ -74,8 +77,9 @@ def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
                   )->Tensor:   # relaxed mask, (B,N,r)
     "The mask of Eqs. 14 to 16 as a product of permutation matrices, for relaxed ones too."
     n,r = P_t.shape[-1], P_c.shape[-1]
-    kept,factor = (torch.tensor(o, device=P_t.device) for o in _factors(ratios, r, rescale))
-    table = (torch.arange(r, device=P_t.device) < kept[:,None])*factor[:,None].to(P_t.dtype)      # T, (K,r)
+    kept,factor = _factors(tuple(ratios), r, rescale)
+    channels,kept = torch.arange(r, device=P_t.device), torch.tensor(kept, device=P_t.device)
+    table = (channels < kept[:,None])*torch.tensor(factor, device=P_t.device, dtype=P_t.dtype)[:,None]      # T, (K,r)
     group = _group_of_place(n, len(kept), counts, P_t.device)
     G = (group[...,None] == torch.arange(len(kept), device=P_t.device)).to(P_t.dtype)             # (1 or B,N,K)
     return P_t.mT@G@(table@P_c)
