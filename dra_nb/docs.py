@@ -62,8 +62,8 @@ def output_markdown(
     text = _text(output.get('text') or data.get('text/plain') or '').rstrip()
     return f'```text\n{text}\n```' if text else ''
 
-# %% ../nbs/16_docs.ipynb #b3c535fa
-_NOTE = '<!-- Made from nbs/index.ipynb by `dra-nb docs --readme`; edit the notebook. -->'
+# %% ../nbs/16_docs.ipynb #004ec67c
+_NOTE = '<!-- Made from nbs/index.ipynb by `python3 scripts/run.py sync`; edit the notebook. -->'
 
 def readme(
     nb:dict, # the notebook `index.ipynb`, read as JSON
@@ -170,15 +170,23 @@ def _finish(out, names):
     for name, html in pages.items(): (out/name).write_text(unlink(html, anchors), encoding='utf-8')
     (out/'search.json').write_text(read('search.json'), encoding='utf-8')
 
-# %% ../nbs/16_docs.ipynb #289f9dae
+# %% ../nbs/16_docs.ipynb #452691ba
+def _replaceable(out):
+    if out.exists() and any(out.iterdir()) and not (out/'site_libs').exists():
+        raise ValueError(f'docs: {str(out)!r} is not a site; expected a new or empty folder, or one with an older site')
+    return out
+
+# %% ../nbs/16_docs.ipynb #dcb2a125
 _EXPECTED = ('html-math-method', 'output-file', 'skip_exec', 'skip_showdoc') # read by Quarto or nbdev, not by smalldocs
 
 def build(
+    out:str|Path='_docs', # folder of the site, in the repository unless absolute
     root:str|Path='.', # the repository
     workers:int=2, # processes that prepare notebooks
 )->tuple[Path,list[str]]: # folder of the site, and what smalldocs warned of
-    "Build the docs site into `_docs`, without Quarto's program and without the network."
+    "Build the docs site, without Quarto's program and without the network."
     root = _checkout(root)
+    out = _replaceable(root/out)
     get_config, refresh_quarto_yml, proc_nbs, render = _tools()
     with contextlib.chdir(root): # nbdev finds its settings from the working folder
         refresh_quarto_yml()
@@ -188,8 +196,7 @@ def build(
         site = render(proc, quiet=True)
     names = page_names([o.name for o in proc.glob('*.ipynb')])
     _finish(site.out, names)
-    final = root/'_docs'
-    shutil.rmtree(final, ignore_errors=True)
-    shutil.move(site.out, final)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(site.out, out)
     known = (*_EXPECTED, 'broken link /blob/', *(f'broken link /{o}' for o in names.values()))
-    return final, [o for o in site.warnings if not any(e in o for e in known)]
+    return out, [o for o in site.warnings if not any(e in o for e in known)]

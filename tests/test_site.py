@@ -24,7 +24,7 @@ def built():
     if sys.version_info < (3, 11): missing('Python 3.11, which smalldocs needs')
     pytest.importorskip('smalldocs')
     from dra_nb.docs import build
-    return build(ROOT, workers=min(4, os.cpu_count() or 1))
+    return build(root=ROOT, workers=min(4, os.cpu_count() or 1))
 
 @pytest.fixture(scope='session')
 def site(built): return built[0]
