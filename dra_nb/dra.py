@@ -143,7 +143,7 @@ class DRA(Adapter):
         if not self.training: return self.leave(self.up(x1))
         return _train_update(self, x, x1, valid, _draw_noise(self, x1) if noise is None else noise)
 
-# %% ../nbs/07_dra.ipynb #3067c3d5
+# %% ../nbs/07_dra.ipynb #7d37b9b0
 class _Tower(NamedTuple):
     name:str             # 'image' or 'text'
     blocks:nn.Module     # its transformer blocks, in order
@@ -163,7 +163,7 @@ def _towers(model):
     visual = getattr(model, 'visual', None)
     return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
 
-# %% ../nbs/07_dra.ipynb #b9dcb6a0
+# %% ../nbs/07_dra.ipynb #8e47e385
 def _attach(model, config, kind, generator=None):
     if adapters(model): raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
     if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()):
@@ -185,7 +185,7 @@ def _attach(model, config, kind, generator=None):
 
 _KINDS = dict(dra=(DRA,DRAConfig), adapter=(Adapter,AdapterConfig))
 
-# %% ../nbs/07_dra.ipynb #cdeac853
+# %% ../nbs/07_dra.ipynb #1417e136
 def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
             config:DRAConfig=DRAConfig(), # settings
             generator:torch.Generator|None=None, # source of the initial weights
@@ -194,7 +194,7 @@ def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
     if not isinstance(config, DRAConfig): raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _attach(model, config, 'dra', generator)
 
-# %% ../nbs/07_dra.ipynb #6dd6da78
+# %% ../nbs/07_dra.ipynb #f6c734dc
 def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
                 config:AdapterConfig=AdapterConfig(), # settings
                 generator:torch.Generator|None=None, # source of the initial weights
@@ -204,7 +204,7 @@ def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
         raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
     return _attach(model, config, 'adapter', generator)
 
-# %% ../nbs/07_dra.ipynb #07fe6825
+# %% ../nbs/07_dra.ipynb #f6904aa9
 def adapters(model:nn.Module, # an open_clip model, or a module that holds one
             )->dict:          # {'image.5': module, …}: encoder and block, counted from 1
     "All adapters a model carries, image encoder first."
@@ -216,7 +216,7 @@ def dra_parameters(model:nn.Module, # a model with adapters
     "The adapters' parameters, all that is trained."
     return [p for m in adapters(model).values() for p in m.parameters()]
 
-# %% ../nbs/07_dra.ipynb #3ec5963c
+# %% ../nbs/07_dra.ipynb #eada0a81
 def remove_dra(model:nn.Module, # a model with adapters; changed in place
               )->nn.Module:     # the model as it was
     "Take all adapters off again: weights, names, flags and outputs are the old ones."
@@ -230,7 +230,7 @@ def remove_dra(model:nn.Module, # a model with adapters; changed in place
     for n,p in model.named_parameters(): p.requires_grad_(flags.get(n, p.requires_grad))
     return model
 
-# %% ../nbs/07_dra.ipynb #a16a2607
+# %% ../nbs/07_dra.ipynb #602f8c6b
 def regularization(model:nn.Module, # a model with adapters, after a training pass
                   )->Tensor:        # scalar; 0 for plain adapters
     "The extra terms of Eq. 20: the weighted sum of the Eq. 19 terms of both encoders."
@@ -245,7 +245,7 @@ def set_generator(model:nn.Module,               # a model with DRA modules
     for m in adapters(model).values(): m.generator = generator
     return model
 
-# %% ../nbs/07_dra.ipynb #5d345b9e
+# %% ../nbs/07_dra.ipynb #e056ae95
 @contextmanager
 def set_valid(model:nn.Module, # a model with DRA modules
               valid:Tensor,    # real text tokens, bool (C,N)
@@ -262,7 +262,7 @@ def real_tokens(tokens:Tensor, # CLIP token numbers, (C,N)
     "Which text tokens are not padding."
     return torch.arange(tokens.shape[-1], device=tokens.device) <= tokens.argmax(-1, keepdim=True)
 
-# %% ../nbs/07_dra.ipynb #506729ef
+# %% ../nbs/07_dra.ipynb #8cff009d
 @contextmanager
 def recording(model:nn.Module, # a model with DRA modules
              ):
@@ -273,7 +273,7 @@ def recording(model:nn.Module, # a model with DRA modules
     finally:
         for m in found.values(): m.record = None
 
-# %% ../nbs/07_dra.ipynb #74e4ab95
+# %% ../nbs/07_dra.ipynb #d78f27dc
 _WEIGHTS,_CONFIG = 'adapters.safetensors','config.json'
 
 def save_dra(model:nn.Module, # a model with adapters
@@ -289,7 +289,7 @@ def save_dra(model:nn.Module, # a model with adapters
     with write_atomically(folder/_CONFIG) as f: Path(f).write_text(text+'\n', encoding='utf-8')
     return folder
 
-# %% ../nbs/07_dra.ipynb #9dfa4fe7
+# %% ../nbs/07_dra.ipynb #521a16b0
 def _read(folder):
     "Kind, settings and tensors of a saved folder."
     bad = lambda why: ValueError(f'folder: got {str(folder)!r}, {why}; allowed a folder written by save_dra')
@@ -310,7 +310,7 @@ def _read(folder):
 def _shapes(kind, width, config):
     with torch.device('meta'): return {k:tuple(p.shape) for k,p in _KINDS[kind][0](width, config).named_parameters()}
 
-# %% ../nbs/07_dra.ipynb #a63ef500
+# %% ../nbs/07_dra.ipynb #3c4310ef
 def load_dra(model:nn.Module, # an open_clip ViT CLIP without adapters; changed in place
              folder,          # written by save_dra
             )->nn.Module:     # the model
