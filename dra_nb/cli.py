@@ -90,7 +90,7 @@ def build_parser()->argparse.ArgumentParser:
         if name in ('demo','fit','evaluate','bench'): _add_data(p, shots=name != 'evaluate')
     return parser
 
-# %% ../nbs/14_cli.ipynb #5ee07795
+# %% ../nbs/14_cli.ipynb #7a5cc88d
 def _load(args):
     from dra_nb.clip import load_clip
     return load_clip(args.model, args.pretrained, args.device)
@@ -105,7 +105,7 @@ def _fit(args):
     from dra_nb.evaluation import versions
     from dra_nb.files import write_atomically
     from dra_nb.methods import METHODS, build_method
-    from dra_nb.training import fit
+    from dra_nb.training import FitError, fit
     out = Path(args.out)
     if args.method not in METHODS: raise ValueError(f'method: unknown method {args.method!r}; allowed: {", ".join(METHODS)}')
     data = _subset(few_shot_split(load_dataset(args.dataset, args.root), args.shots, args.seed), args.subset)
@@ -114,7 +114,10 @@ def _fit(args):
     changes = {k: v for k,v in dict(epochs=args.epochs, lr=args.lr).items() if v is not None}
     recipe = replace(method.recipe(data), **changes)
     start = time.perf_counter()
-    history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
+    try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
+    except FitError as e:
+        method.save(out/'last-good')
+        raise FitError(f'{e} in {out/"last-good"}', e.step) from None
     method.save(out)
     facts = dict(method=args.method, dataset=data.name, subset=args.subset, shots=args.shots, seed=args.seed, model=args.model, pretrained=args.pretrained, classnames=data.classnames,
                  template=data.template, train=asdict(recipe), history=history, seconds=time.perf_counter()-start, versions=versions())
@@ -187,7 +190,7 @@ def _demo(args):
     figure = _rank_figure(args, records[-1], out)
     print(f'\n{text}\n\nresults {out/"results.jsonl"}, weights {out/"weights"}, token ranks {figure}; {time.perf_counter()-start:.0f} s')
 
-# %% ../nbs/14_cli.ipynb #e7febadc
+# %% ../nbs/14_cli.ipynb #acf49891
 def _rank_figure(args, record, out, n=6):
     "Ranks of the patches in three blocks, over test images; the figure's path."
     from matplotlib.figure import Figure
@@ -203,7 +206,7 @@ def _rank_figure(args, record, out, n=6):
     fig = Figure(figsize=(1.5*len(items), 6.2), dpi=100, layout='constrained')
     for row,block in zip(fig.subplots(4, len(items)), [None, *blocks]):
         for i,ax in enumerate(row):
-            if block is None: ax.imshow(images[i].permute(1, 2, 0)); ax.axis('off'); ax.set_title(items[i].classname, fontsize=7)
+            if block is None: ax.imshow(images[i].permute(1, 2, 0).numpy()); ax.axis('off'); ax.set_title(items[i].classname, fontsize=7)
             else: show_ranks(images[i], ranks[block][i], ax)
         row[0].text(-.12, .5, 'image' if block is None else f'block {block}', rotation=90, va='center', ha='center', transform=row[0].transAxes, fontsize=8)
     fig.savefig(path := out/'token_ranks.png')

@@ -119,7 +119,7 @@ def _clip(name, pretrained, device, weights): return load_clip(name, pretrained,
 @lru_cache(maxsize=4)
 def _dataset(name, root): return load_dataset(name, root)
 
-# %% ../nbs/13_evaluation.ipynb #d54ef7da
+# %% ../nbs/13_evaluation.ipynb #ce79a4fb
 def base_to_new(method:str,         # one of `METHODS`
                 dataset,            # name or folder of a data set, or a `Dataset`
                 seed=1,             # of the shots, the first weights and the training
@@ -138,7 +138,7 @@ def base_to_new(method:str,         # one of `METHODS`
     data = _dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
     halves = base_new(few_shot_split(data, shots, seed))
     with _method_on(clip, method, seed, config) as m:
-        settings, recipe = _settings(m, data, clip.clip_name, clip.clip_pretrained, shots, train)
+        settings, recipe = _settings(m, data, *((model, pretrained) if isinstance(model, str) else (clip.clip_name, clip.clip_pretrained)), shots, train)
         result = _run(m, halves, recipe, seed, bar)
         if save is not None and m.trained(): m.save(save)
         return dict(key=run_key(method, data.name, seed, settings), method=method, dataset=data.name, seed=seed, **result, settings=settings,

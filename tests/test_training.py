@@ -1,0 +1,113 @@
+"""What the training notebook cannot show: a process that is really killed, and draws from the real split files of every seed."""
+import json, os, signal, subprocess, sys
+from dataclasses import asdict, replace
+from pathlib import Path
+import pytest, torch
+from dra_nb.adapter import AdapterConfig
+from dra_nb.clip import GlyphClipConfig, build_glyph_clip
+from dra_nb.data import Dataset, Item, base_new, few_shot, few_shot_split, load_dataset
+from dra_nb.dra import DRAConfig, adapters, add_adapter, add_dra, dra_parameters
+from dra_nb.training import Batches, Callback, FitError, TrainConfig, fit
+
+SCRIPT = '''
+import os, signal, sys, torch
+from dataclasses import replace
+from dra_nb.clip import GlyphClipConfig, build_glyph_clip
+from dra_nb.data import base_new, few_shot, load_dataset
+from dra_nb.dra import DRAConfig, add_dra, dra_parameters
+from dra_nb.training import Callback, TrainConfig, fit
+torch.set_num_threads(1); torch.manual_seed(0)
+checkpoint, out, kill = sys.argv[1], sys.argv[2], int(sys.argv[3])
+class Kill(Callback):
+    def after_step(self, loop):
+        if loop.step == kill: os.kill(os.getpid(), signal.SIGKILL)
+model = build_glyph_clip(GlyphClipConfig(embed_dim=32, width=32, layers=3, head_width=16, context=16, image_size=32)).eval()
+config = replace(DRAConfig.recommended(), rank=8, start=2)
+add_dra(model, config, torch.Generator().manual_seed(1))
+base, new = base_new(load_dataset('vehicles'))
+shots = base._replace(train=few_shot(base.train, 3, seed=1))
+history = fit(model, shots, TrainConfig(epochs=3), seed=1, callbacks=[Kill()], checkpoint=checkpoint if checkpoint != '-' else None, every=2, bar=False)
+torch.save(dict(weights=[p.detach() for p in dra_parameters(model)], history=history), out)
+'''
+
+def run(tmp_path, checkpoint, out, kill=-1):
+    return subprocess.run([sys.executable, '-c', SCRIPT, str(checkpoint), str(out), str(kill)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path):
+    whole = run(tmp_path, '-', tmp_path/'whole.pt')
+    assert whole.returncode == 0, whole.stderr
+    killed = run(tmp_path, tmp_path/'c.pt', tmp_path/'resumed.pt', kill=9)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path/'resumed.pt').exists()
+    assert torch.load(tmp_path/'c.pt', weights_only=True)['step'] == 8
+    resumed = run(tmp_path, tmp_path/'c.pt', tmp_path/'resumed.pt')
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (torch.load(tmp_path/f, weights_only=True) for f in ('whole.pt', 'resumed.pt'))
+    assert a['history'] == b['history'] and all(torch.equal(p, q) for p,q in zip(a['weights'], b['weights']))
+    assert [p.name for p in tmp_path.glob('.*')] == []                    # no remains of unfinished files
+
+def tiny(layers=3):
+    torch.manual_seed(0)
+    return build_glyph_clip(GlyphClipConfig(embed_dim=32, width=32, layers=layers, head_width=16, context=16, image_size=32)).eval()
+
+@pytest.fixture(scope='module')
+def shots():
+    base, new = base_new(load_dataset('vehicles'))
+    return base._replace(train=few_shot(base.train, 2, seed=1))
+
+def test_nan_keeps_the_last_good_weights_and_the_checkpoint(tmp_path, shots):
+    class Poison(Callback):
+        def before_fit(self, loop): self.good = None
+        def after_loss(self, loop):
+            if loop.step == 4: loop.loss = loop.loss*float('nan')
+            else: self.good = [p.detach().clone() for p in loop.trained.values()]      # weights whose loss was finite
+    model = add_dra(tiny(), replace(DRAConfig.recommended(), rank=8, start=2))
+    poison = Poison()
+    with pytest.raises(FitError, match=r'at step 5 \(epoch 2\)') as e: fit(model, shots, TrainConfig(), callbacks=[poison], checkpoint=tmp_path/'c.pt', every=2, bar=False)
+    assert e.value.step == 5
+    assert all(torch.equal(p, q) for p,q in zip(dra_parameters(model), poison.good))
+    assert torch.load(tmp_path/'c.pt', weights_only=True)['step'] == 4 and not model.training
+
+@pytest.mark.parametrize('config', [AdapterConfig.recommended(), DRAConfig.paper(), DRAConfig.recommended(),
+                                    replace(DRAConfig.recommended(), padding='real'), replace(DRAConfig.recommended(), order='soft-sort'),
+                                    replace(DRAConfig.recommended(), towers=('image',)), replace(AdapterConfig.recommended(), towers=('text',))],
+                         ids=['adapter','paper','recommended','real-padding','soft-sort','image-only','text-only'])
+@pytest.mark.parametrize('amp', ['off','bf16'])
+def test_every_kind_trains_and_leaves_the_rest_alone(shots, config, amp):
+    config = replace(config, rank=8, start=2)
+    model = tiny(); frozen = {n: p.clone() for n,p in model.state_dict().items()}
+    (add_dra if isinstance(config, DRAConfig) else add_adapter)(model, config)
+    before = [p.detach().clone() for p in dra_parameters(model)]
+    history = fit(model, shots, TrainConfig(epochs=1, amp=amp), bar=False)
+    assert history[0]['loss'] > 0 and all(p.isfinite().all() for p in dra_parameters(model))
+    assert any(not torch.equal(p, q) for p,q in zip(dra_parameters(model), before))
+    assert all(torch.equal(model.state_dict()[n], p) for n,p in frozen.items())
+
+def test_cutting_the_prompts_changes_no_step_where_it_is_exact(shots):
+    def weights(cut, config):
+        model = (add_dra if isinstance(config, DRAConfig) else add_adapter)(tiny(), config, torch.Generator().manual_seed(0))
+        fit(model, shots, TrainConfig(epochs=1, amp='off', truncate_text=cut), bar=False)
+        return torch.cat([p.detach().flatten() for p in dra_parameters(model)])
+    plain = replace(AdapterConfig.recommended(), rank=8, start=2)
+    torch.testing.assert_close(weights('exact', plain), weights('never', plain), atol=1e-6, rtol=1e-4)
+    literal = replace(DRAConfig.recommended(), rank=8, start=2)
+    assert torch.equal(weights('exact', literal), weights('never', literal))          # padding is ranked: not cut
+    assert not torch.equal(weights('always', literal), weights('never', literal))
+
+def test_fresh_model_and_loaded_order_do_not_matter(shots):
+    a, b = Batches(shots, TrainConfig(), 1, 32), Batches(shots, TrainConfig(), 1, 32)
+    forward = [a[i] for i in range(len(a))]
+    for i in reversed(range(len(b))):
+        x, y = b[i]
+        assert torch.equal(x, forward[i][0]) and torch.equal(y, forward[i][1])
+
+@pytest.mark.parametrize('n', [2, 3, 10, 37, 47, 101, 397])
+def test_base_new_of_any_size(n):
+    items = [Item(f'{l}.jpg', l, f'c{l}') for l in range(n) for _ in range(2)]
+    base, new = base_new(Dataset(items, items, items, [f'c{l}' for l in range(n)]))
+    assert len(base.classnames) == (n+1)//2 and base.classnames+new.classnames == [f'c{l}' for l in range(n)]
+    for half in (base, new):
+        for part in half[:3]: assert all(half.classnames[o.label] == o.classname for o in part)
+
+@pytest.mark.parametrize('bad, words', [(dict(epochs=-1), 'epochs'), (dict(lr=0.), 'lr: got'), (dict(area=(.5,.1)), 'area: got'), (dict(amp='fp4'), 'amp: got'), (dict(truncate_text='maybe'), 'truncate_text: got')])
+def test_bad_settings_are_named(bad, words):
+    with pytest.raises(ValueError, match=words): TrainConfig(**bad)
