@@ -58,7 +58,7 @@ def _predict_args(p):
     p.add_argument('--template', default='a photo of a {}.', help='sentence with {} for the name (default: "%(default)s")')
     p.add_argument('--top', type=int, default=3, help='answers per image (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #e4ec6907
+# %% ../nbs/14_cli.ipynb #442c4e2f
 def _bench_args(p):
     p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
     p.add_argument('--datasets', nargs='+', help='embedded sets or folders (default: the 11 embedded sets)')
@@ -72,9 +72,9 @@ def _data_args(p):
     p.add_argument('datasets', nargs='*', help='embedded sets or folders (default: all embedded sets)')
 
 def _pretrain_args(p):
+    p.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; a run found there goes on (default: %(default)s)')
     p.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
-    p.add_argument('--out', help='weights file to write')
-    p.add_argument('--steps', type=int, help='optimiser steps')
+    p.add_argument('--steps', type=int, help="contrastive steps (default: the notebook's)")
 
 def _docs_args(p): p.add_argument('--out', default='_docs', help='folder of the site (default: %(default)s)')
 
@@ -212,7 +212,7 @@ def _rank_figure(args, record, out, n=6):
     fig.savefig(path := out/'token_ranks.png')
     return path
 
-# %% ../nbs/14_cli.ipynb #c00c6cfe
+# %% ../nbs/14_cli.ipynb #eff6ae3f
 def _data(args):
     from dra_nb.data import check_dataset, load_dataset
     from dra_nb.glyphs import SETS, SHIFTS
@@ -225,12 +225,18 @@ def _data(args):
     if bad: raise ValueError(f'data: {bad} image(s) cannot be read')
 
 def _pretrain(args):
-    from dra_nb.pretraining import pretrain
-    pretrain(**{k: v for k,v in dict(device=args.device, out=args.out, steps=args.steps).items() if v is not None})
+    import torch
+    from dataclasses import replace
+    from dra_nb.pretraining import PretrainConfig, pretrain
+    config = PretrainConfig() if args.steps is None else replace(PretrainConfig(), steps=args.steps)
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    show = lambda stage, record: print(f'{stage}: ' + '  '.join(f'{k} {v:.4g}' for k,v in record.items()), flush=True)
+    print(pretrain(args.out, config, device, log=show))
 
 def _docs(args):
     from dra_nb.docs import build
-    build(args.out)
+    site, warnings = build(args.out)
+    print('\n'.join([*warnings, f'the site is in {site}']))
 
 # %% ../nbs/14_cli.ipynb #d21d755b
 def main(argv=None)->int:  # exit code

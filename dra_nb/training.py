@@ -8,14 +8,14 @@ __all__ = ['METHODS', 'cosine', 'TrainConfig', 'stream', 'mixed_precision', 'ful
            'as_method', 'register', 'build_method', 'FitError', 'Batches', 'Loop', 'save_checkpoint', 'load_checkpoint',
            'fit']
 
-# %% ../nbs/12_training.ipynb #24c5809f
-import hashlib, json, math, types
+# %% ../nbs/12_training.ipynb #a71946f8
+import hashlib, json, math, sys, types
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from fastprogress.fastprogress import progress_bar
+from fastprogress import fastprogress
 from torch import Tensor, nn
 from .clip import class_logits, cut_padding, embed_image, embed_text, image_tower, project_image, project_text, run_blocks, text_tower, tokenize
 from .data import Dataset, ImageSet, normalize
@@ -167,7 +167,7 @@ def encode_prompts(model,          # open_clip model
     with set_valid(model, real_tokens(tokens)): x = run_blocks(tower.blocks[first:], x, tower.mask)
     with full_precision(tokens.device): return project_text(model, x.float(), tokens)
 
-# %% ../nbs/12_training.ipynb #cba52cdd
+# %% ../nbs/12_training.ipynb #3a6c6ff1
 class Trainable(nn.Module, Callback):
     "The training half of a `Method`; expects `self.model` and `self.logits`."
     def train(self, mode=True):
@@ -180,6 +180,9 @@ class Trainable(nn.Module, Callback):
     def recipe(self, dataset:Dataset)->TrainConfig:
         "How this method is trained on a data set."
         return TrainConfig.for_dataset(dataset)
+    def rate(self, epoch:int, config:TrainConfig)->float:
+        "The learning rate of an epoch."
+        return config.lr*cosine(epoch, config.epochs)
     def optimizer(self, config:TrainConfig):
         return torch.optim.SGD(list(self.trained().values()), config.lr, config.momentum, weight_decay=config.weight_decay)
     def after_loss(self, loop):
@@ -301,12 +304,12 @@ class Loop:
         for n,p in self.good.items(): self.trained[n].data.copy_(p)
         raise FitError(f'the loss became {self.loss.item()} at step {self.step+1} (epoch {self.step//self.batches.per_epoch+1}); the last good weights are kept', self.step+1)
 
-# %% ../nbs/12_training.ipynb #220a525c
+# %% ../nbs/12_training.ipynb #58de19d5
 def _one_step(loop):
     epoch, last = loop.step//loop.batches.per_epoch, (loop.step+1)%loop.batches.per_epoch == 0
     images, loop.labels = loop.batches[loop.step]
     loop.images = normalize(images, loop.method.model.mean, loop.method.model.std)
-    loop.lr = loop.config.lr*cosine(epoch, loop.config.epochs)
+    loop.lr = loop.method.rate(epoch, loop.config)
     for group in loop.optimizer.param_groups: group['lr'] = loop.lr
     loop.noise.manual_seed(stream('noise', loop.seed, loop.step).initial_seed())
     loop.method.step(loop)
@@ -346,7 +349,7 @@ def load_checkpoint(loop:Loop,  # of the same run, before its first step
     loop.optimizer.load_state_dict(state['optimizer'])
     loop.step, loop.history, loop.sums = state['step'], state['history'], state['sums']
 
-# %% ../nbs/12_training.ipynb #6aa9eacd
+# %% ../nbs/12_training.ipynb #7eb4fe5e
 def fit(model,            # open_clip model with adapters, or a `Method`
         dataset:Dataset,  # `train` holds the shots
         config=None,      # `TrainConfig`; the method's recipe for this data set if None
@@ -354,7 +357,7 @@ def fit(model,            # open_clip model with adapters, or a `Method`
         callbacks=(),     # `Callback`s
         checkpoint=None,  # file to save to and to resume from
         every=None,       # steps between checkpoints; an epoch if None
-        bar=True,         # show a progress bar?
+        bar=True,         # show a progress bar, where somebody can see it?
        )->list:           # mean loss, accuracy, … of each epoch
     "Train what is trainable on the shots."
     method = as_method(model)
@@ -367,7 +370,7 @@ def fit(model,            # open_clip model with adapters, or a `Method`
         with plain_attention(method.model) if method.device.type == 'cpu' else nullcontext(): return _run(method, dataset, config, seed, callbacks, checkpoint, every, bar)
     finally: _finish(method)
 
-# %% ../nbs/12_training.ipynb #39188bf0
+# %% ../nbs/12_training.ipynb #2e4aef3e
 def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     loop = Loop(method, dataset, config, seed, callbacks)
     with loop.precision(): method.set_classes(dataset.classnames, dataset.template, cut=config.truncate_text)
@@ -375,7 +378,8 @@ def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     if checkpoint is not None and Path(checkpoint).exists(): load_checkpoint(loop, checkpoint)
     loop.call('before_fit')
     steps = range(loop.step, len(loop.batches))
-    shown = progress_bar(steps) if bar else steps
+    bar = bar and (sys.stdout.isatty() or getattr(fastprogress, 'IN_NOTEBOOK', False))       # not into files and logs
+    shown = fastprogress.progress_bar(steps) if bar else steps
     for _ in shown:
         _one_step(loop)
         if bar: shown.comment = ' · '.join(f'{n} {v:.3g}' for n,v in _progress(loop).items())
