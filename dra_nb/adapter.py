@@ -54,7 +54,7 @@ def scale_value(x:Tensor,     # any tensor
     "`factor*x` whose gradient passes as if `factor` were 1."
     return _ScaleValue.apply(x, factor)
 
-# %% ../nbs/02_adapter.ipynb #fa57a603
+# %% ../nbs/02_adapter.ipynb #fe14d0e4
 def _choice(name, given, allowed):
     if not any(type(given) is type(o) and given==o for o in allowed):
         raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
@@ -70,12 +70,13 @@ def _check_adapter(c):
     _choice('gradient', c.gradient, ('plain','rescaled'))
     _choice('init', c.init, ('kaiming','zero_up'))
     _choice('outer_relu', c.outer_relu, (True,False))
-    if not c.towers or len(set(c.towers)) < len(c.towers): raise ValueError(f"towers: got {c.towers!r}, allowed one or both of 'image', 'text'")
+    if not c.towers or len(set(c.towers)) < len(c.towers):
+        raise ValueError(f"towers: got {c.towers!r}, allowed one or both of 'image', 'text'")
     for t in c.towers: _choice('towers', t, ('image','text'))
     if c.init=='zero_up' and c.outer_relu:
         raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
 
-# %% ../nbs/02_adapter.ipynb #c6279b6d
+# %% ../nbs/02_adapter.ipynb #c4fd5c05
 @dataclass(frozen=True)
 class AdapterConfig:
     "Settings of the plain adapter (Eq. 8); the defaults are the paper's."
@@ -101,8 +102,10 @@ class AdapterConfig:
         "Settings that train: rescaled gradient, no outer ReLU."
         return cls(gradient='rescaled', outer_relu=False)
 
-# %% ../nbs/02_adapter.ipynb #f0eb144d
+# %% ../nbs/02_adapter.ipynb #14d27bd6
 def _single(y): return y.float() if y.dtype in (torch.float16,torch.bfloat16) else y
+
+def _scaled(y, s, gradient): return scale_value(y, s) if gradient=='rescaled' else y*s
 
 def _add_update(adapter, module, args, output):
     if not adapter.enabled: return None
@@ -112,7 +115,7 @@ def _add_update(adapter, module, args, output):
     else: out = out+adapter(x.to(adapter.W_d.weight.dtype)).to(out.dtype)
     return (out,*output[1:]) if isinstance(output, tuple) else out
 
-# %% ../nbs/02_adapter.ipynb #93b436cd
+# %% ../nbs/02_adapter.ipynb #8593f499
 class Adapter(nn.Module):
     "The plain adapter (Eq. 8): returns the update, which the caller adds to OP(x)."
     def __init__(self, d:int,                          # width of the tokens
@@ -121,15 +124,16 @@ class Adapter(nn.Module):
                 ):
         super().__init__()
         self.d, self.config, self.enabled = d, config, True
-        self.tower = self.name = self.norm = None      # set when attached: 'image', 'image.5', the norm to apply first
+        self.tower = self.name = self.norm = None      # once attached: 'image', 'image.5', norm to apply first
         self._build(config.rank)
         for m in self.children():
-            nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu', generator=generator); nn.init.zeros_(m.bias)
+            nn.init.zeros_(m.bias)
+            nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu', generator=generator)
         if config.init=='zero_up': nn.init.zeros_(self.W_u.weight)
 
     def _build(self, r): self.W_d, self.W_u = nn.Linear(self.d, r), nn.Linear(r, self.d)
     def enter(self, x): return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
-    def leave(self, y): return (scale_value if self.config.gradient=='rescaled' else torch.mul)(_single(y), self.config.scale)
+    def leave(self, y): return _scaled(_single(y), self.config.scale, self.config.gradient)
     def add_to(self, module, args, output): return _add_update(self, module, args, output)
     def extra_repr(self): return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
 

@@ -9,14 +9,15 @@ __all__ = ['channel_scores']
 import torch
 from torch import Tensor
 
-# %% ../nbs/05_channels.ipynb #7922af46
+# %% ../nbs/05_channels.ipynb #6b7bb71e
 def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
                    W_c:Tensor, # scoring projection, (r,r)
                    b_c:Tensor, # its bias, (r,); the variance does not see it
                    valid:Tensor|None=None, # which tokens take part, bool (B,N); all by default
                   )->Tensor:   # response of every channel, (B,r)
     "Unbiased variance of every channel over the tokens of one sample (Eq. 12)."
-    if x1.ndim != 3 or x1.shape[1] < 2: raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r) with N from 2')
+    if x1.ndim != 3 or x1.shape[1] < 2:
+        raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r) with N from 2')
     z = x1@W_c + b_c
     if z.dtype in (torch.float16,torch.bfloat16): z = z.float()
     if valid is None: return z.var(1)

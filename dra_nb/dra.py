@@ -6,7 +6,7 @@
 __all__ = ['DRAConfig', 'adaptation_mask', 'DRA', 'add_dra', 'add_adapter', 'adapters', 'dra_parameters', 'remove_dra',
            'regularization', 'set_generator', 'set_valid', 'real_tokens', 'recording', 'save_dra', 'load_dra']
 
-# %% ../nbs/07_dra.ipynb #ca6fd298
+# %% ../nbs/07_dra.ipynb #537aff98
 import json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields
@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from .adapter import Adapter, AdapterConfig, scale_gradient, scale_value, _choice, _number
+from .adapter import Adapter, AdapterConfig, scale_gradient, _scaled, _choice, _number
 from .scoring import down_project, token_scores
 from .sorting import gumbel_noise, noisy_scores, descending_order, soft_permutation
 from .channels import channel_scores
@@ -25,10 +25,11 @@ from .masking import kept_channels, rank_mask, soft_rank_mask
 from .regularizer import l1_consistency
 from .files import write_atomically
 
-# %% ../nbs/07_dra.ipynb #058c1599
+# %% ../nbs/07_dra.ipynb #18c0dbda
 def _check_dra(c):
     kept = kept_channels(c.ratios, c.rank)
-    if 0 in kept: raise ValueError(f'ratios: got {c.ratios} with rank {c.rank}, which keeps {kept} channels; allowed ratios from 1/{c.rank}')
+    if 0 in kept:
+        raise ValueError(f'ratios: got {c.ratios} with rank {c.rank}, which keeps {kept} channels; allowed ratios from 1/{c.rank}')
     _choice('noise', c.noise, ('gumbel','log-gumbel','none'))
     _choice('order', c.order, ('hard','soft-sort'))
     _choice('attention_scale', c.attention_scale, ('d','r'))
@@ -36,10 +37,11 @@ def _check_dra(c):
     _choice('reg_reduction', c.reg_reduction, ('sum','mean'))
     _choice('reg_gradient', c.reg_gradient, ('plain','rescaled'))
     _choice('padding', c.padding, ('all','real'))
-    for n in ('temperature','lambda_text','lambda_image'): _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
+    for n in ('temperature','lambda_text','lambda_image'):
+        _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
-# %% ../nbs/07_dra.ipynb #ff49b240
+# %% ../nbs/07_dra.ipynb #9f694260
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -59,13 +61,13 @@ class DRAConfig(AdapterConfig):
     def __post_init__(self):
         super().__post_init__(); _check_dra(self)
         object.__setattr__(self, 'ratios', tuple(float(e) for e in self.ratios))
-
     @classmethod
     def recommended(cls):
         "Settings in which every part of the method can act."
-        return cls(gradient='rescaled', reg_gradient='rescaled', outer_relu=False, noise='log-gumbel', temperature=.1, reg_reduction='mean')
+        return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
+                   outer_relu=False, noise='log-gumbel', temperature=.1)
 
-# %% ../nbs/07_dra.ipynb #03619e2e
+# %% ../nbs/07_dra.ipynb #2dea38c9
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
                     a_c:Tensor,            # channel scores, (B,r)
                     config:DRAConfig,      # ratios, noise, order, rescale
@@ -75,13 +77,14 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
     "From scores to the mask (Eqs. 11 and 13 to 16)."
     c,counts = config, None if valid is None else valid.sum(1)
     s_t,s_c = [noisy_scores(s, g, c.noise, c.temperature) for s,g in zip((a_t,a_c), noise)]
-    low = s_t.detach() if valid is None else s_t.detach().masked_fill(~valid, float('-inf'))      # padding stands last
+    low = s_t.detach() if valid is None else s_t.detach().masked_fill(~valid, float('-inf'))   # padding stands last
     hard = rank_mask(descending_order(low), descending_order(s_c.detach()), c.ratios, c.rescale, counts, s_t.dtype)
     if c.order=='hard': return hard
-    soft = soft_rank_mask(soft_permutation(s_t, c.softness, valid), soft_permutation(s_c, c.softness), c.ratios, c.rescale, counts)
+    P_t,P_c = soft_permutation(s_t, c.softness, valid), soft_permutation(s_c, c.softness)
+    soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #208c22b3
+# %% ../nbs/07_dra.ipynb #2344a9c4
 def _draw_noise(m, x1):
     if m.config.noise=='none': return None,None
     return tuple(gumbel_noise(shape, m.generator, x1.device) for shape in (x1.shape[:2], (x1.shape[0],x1.shape[2])))
@@ -99,7 +102,7 @@ def _train_update(m, x, x1, valid, noise):
     else:
         x1 = m.down(scale_gradient(x, c.scale) if c.reg_gradient=='rescaled' else x)
         pair = m.up(torch.cat([x1*_mask(m, x1, valid, noise), x1])).chunk(2)
-        m.reg = (scale_value if c.reg_gradient=='rescaled' else torch.mul)(l1_consistency(*pair, c.reg_reduction), c.scale)
+        m.reg = _scaled(l1_consistency(*pair, c.reg_reduction), c.scale, c.reg_gradient)
     return m.leave(y)
 
 # %% ../nbs/07_dra.ipynb #faa9d504
@@ -119,7 +122,7 @@ def _note(m, x1, valid):
     ranks = (rank_mask(descending_order(low), descending_order(a_c), m.config.ratios, counts=counts) > 0).sum(-1)
     return dict(token_scores=a_t, channel_scores=a_c, ranks=ranks)
 
-# %% ../nbs/07_dra.ipynb #73dd748d
+# %% ../nbs/07_dra.ipynb #68ba9c1b
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (its Eq. 19 term stands in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self, d:int,                         # width of the tokens
@@ -130,12 +133,13 @@ class DRA(Adapter):
         self.generator = self.reg = self.valid = self.record = None     # source of noise, Eq. 19, real tokens, notes
 
     def _build(self, r): super()._build(r); self.W_t, self.W_c, self.W_p = (nn.Linear(r, r) for _ in range(3))
-    def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}   # copies leave the last call behind
+    def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}     # for copies
+    def _scoring(self): return self.W_t.weight.mT, self.W_t.bias, self.W_c.weight.mT, self.W_c.bias
     def down(self, x): return down_project(x, self.W_d.weight.mT, self.W_d.bias)
     def up(self, x1): y = self.W_u(F.relu(self.W_p(x1))); return F.relu(y) if self.config.outer_relu else y
     def scores(self, x1, valid=None):
-        scale = math.sqrt(self.d if self.config.attention_scale=='d' else self.config.rank)
-        return token_scores(x1, self.W_t.weight.mT, self.W_t.bias, scale, valid), channel_scores(x1, self.W_c.weight.mT, self.W_c.bias, valid)
+        scale,(W_t,b_t,W_c,b_c) = math.sqrt(self.d if self.config.attention_scale=='d' else self.config.rank), self._scoring()
+        return token_scores(x1, W_t, b_t, scale, valid), channel_scores(x1, W_c, b_c, valid)
 
     def forward(self, x:Tensor, valid:Tensor|None=None, noise:tuple|None=None)->Tensor:
         x1,valid,self.reg = self.down(self.enter(x)), _real(self, x, valid), None
@@ -143,7 +147,7 @@ class DRA(Adapter):
         if not self.training: return self.leave(self.up(x1))
         return _train_update(self, x, x1, valid, _draw_noise(self, x1) if noise is None else noise)
 
-# %% ../nbs/07_dra.ipynb #7d37b9b0
+# %% ../nbs/07_dra.ipynb #36170f67
 class _Tower(NamedTuple):
     name:str             # 'image' or 'text'
     blocks:nn.Module     # its transformer blocks, in order
@@ -153,19 +157,20 @@ class _Tower(NamedTuple):
 def _tower(name, encoder):
     transformer = getattr(encoder, 'transformer', encoder)
     blocks = getattr(transformer, 'resblocks', getattr(transformer, 'blocks', None))
-    fits = isinstance(blocks, (nn.ModuleList,nn.Sequential)) and len(blocks) and hasattr(blocks[0], 'attn') and hasattr(blocks[0], 'mlp')
-    norm = next((n for n in ('ln_1','norm1') if fits and hasattr(blocks[0], n)), None)
+    first = blocks[0] if isinstance(blocks, (nn.ModuleList,nn.Sequential)) and len(blocks) else None
+    norm = next((n for n in ('ln_1','norm1') if all(hasattr(first, k) for k in (n,'attn','mlp'))), None)
     if norm is None or not getattr(transformer, 'batch_first', True):
-        raise ValueError(f'model: got {type(encoder).__name__} as {name} encoder, allowed vision and text transformers (ViT) of open_clip')
-    return _Tower(name, blocks, norm, getattr(blocks[0], norm).weight.shape[0])
+        raise ValueError(f'model: got {type(encoder).__name__} as {name} encoder, allowed transformers of open_clip (ViT)')
+    return _Tower(name, blocks, norm, getattr(first, norm).weight.shape[0])
 
 def _towers(model):
     visual = getattr(model, 'visual', None)
     return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
 
-# %% ../nbs/07_dra.ipynb #8e47e385
+# %% ../nbs/07_dra.ipynb #090623f2
 def _attach(model, config, kind, generator=None):
-    if adapters(model): raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
+    if adapters(model):
+        raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
     if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()):
         raise ValueError('model: got gradient checkpointing switched on, allowed without')
     chosen = [t for t in _towers(model) if t.name in config.towers]
@@ -177,7 +182,8 @@ def _attach(model, config, kind, generator=None):
     for t in chosen:
         for i,block in enumerate(t.blocks, 1):
             if i < config.start: continue
-            m = _KINDS[kind][0](t.width, config, generator).to(getattr(block, t.norm).weight.device).train(model.training)
+            m = _KINDS[kind][0](t.width, config, generator)
+            m.to(getattr(block, t.norm).weight.device).train(model.training)
             m.tower, m.name, m.norm = t.name, f'{t.name}.{i}', t.norm if config.place=='block' else None
             block.add_module(kind, m)
             {'attention':block.attn, 'mlp':block.mlp, 'block':block}[config.place].register_forward_hook(m.add_to)
@@ -185,13 +191,14 @@ def _attach(model, config, kind, generator=None):
 
 _KINDS = dict(dra=(DRA,DRAConfig), adapter=(Adapter,AdapterConfig))
 
-# %% ../nbs/07_dra.ipynb #1417e136
+# %% ../nbs/07_dra.ipynb #ac333f4c
 def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
             config:DRAConfig=DRAConfig(), # settings
             generator:torch.Generator|None=None, # source of the initial weights
            )->nn.Module:     # the model
     "Freeze the model and attach a DRA module to every block from `config.start` on."
-    if not isinstance(config, DRAConfig): raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
+    if not isinstance(config, DRAConfig):
+        raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _attach(model, config, 'dra', generator)
 
 # %% ../nbs/07_dra.ipynb #f6c734dc
@@ -262,18 +269,18 @@ def real_tokens(tokens:Tensor, # CLIP token numbers, (C,N)
     "Which text tokens are not padding."
     return torch.arange(tokens.shape[-1], device=tokens.device) <= tokens.argmax(-1, keepdim=True)
 
-# %% ../nbs/07_dra.ipynb #8cff009d
+# %% ../nbs/07_dra.ipynb #e4fad395
 @contextmanager
 def recording(model:nn.Module, # a model with DRA modules
              ):
-    "Within it every DRA module takes notes; yields {'image.5': [dict(token_scores, channel_scores, ranks), …], …}, one dict a call."
+    "Within it every DRA module takes notes; yields {'image.5': [note, …], …}, a note of every call."
     found = {k:m for k,m in adapters(model).items() if isinstance(m, DRA)}
     for m in found.values(): m.record = []
     try: yield {k:m.record for k,m in found.items()}
     finally:
         for m in found.values(): m.record = None
 
-# %% ../nbs/07_dra.ipynb #d78f27dc
+# %% ../nbs/07_dra.ipynb #19c45978
 _WEIGHTS,_CONFIG = 'adapters.safetensors','config.json'
 
 def save_dra(model:nn.Module, # a model with adapters
@@ -281,7 +288,8 @@ def save_dra(model:nn.Module, # a model with adapters
             )->Path:          # the folder
     "Save the adapters' weights and settings."
     found,folder = adapters(model), Path(folder)
-    if not found: raise ValueError('model: got one without adapters, allowed after add_dra(model) or add_adapter(model)')
+    if not found:
+        raise ValueError('model: got one without adapters, allowed after add_dra(model) or add_adapter(model)')
     m = next(iter(found.values()))
     text = json.dumps(dict(kind='dra' if isinstance(m, DRA) else 'adapter', config=asdict(m.config)), indent=1)
     tensors = {f'{k}.{n}': p.detach().cpu().contiguous() for k,a in found.items() for n,p in a.named_parameters()}
@@ -289,7 +297,7 @@ def save_dra(model:nn.Module, # a model with adapters
     with write_atomically(folder/_CONFIG) as f: Path(f).write_text(text+'\n', encoding='utf-8')
     return folder
 
-# %% ../nbs/07_dra.ipynb #521a16b0
+# %% ../nbs/07_dra.ipynb #4fba0b3b
 def _read(folder):
     "Kind, settings and tensors of a saved folder."
     bad = lambda why: ValueError(f'folder: got {str(folder)!r}, {why}; allowed a folder written by save_dra')
@@ -302,7 +310,8 @@ def _read(folder):
     except (ValueError,KeyError,TypeError): raise bad(f'whose {_CONFIG} holds no settings') from None
     config = _KINDS[kind][1](**config)
     try:
-        with safe_open(Path(folder)/_WEIGHTS, 'pt') as f: meta,tensors = f.metadata() or {}, {k:f.get_tensor(k) for k in f.keys()}
+        with safe_open(Path(folder)/_WEIGHTS, 'pt') as f:
+            meta,tensors = f.metadata() or {}, {k:f.get_tensor(k) for k in f.keys()}
     except Exception: raise bad(f'whose {_WEIGHTS} cannot be read') from None
     if meta.get('dra_nb') != json.dumps(saved, indent=1): raise bad('whose two files do not belong together')
     return kind, config, tensors
@@ -310,7 +319,7 @@ def _read(folder):
 def _shapes(kind, width, config):
     with torch.device('meta'): return {k:tuple(p.shape) for k,p in _KINDS[kind][0](width, config).named_parameters()}
 
-# %% ../nbs/07_dra.ipynb #3c4310ef
+# %% ../nbs/07_dra.ipynb #3cac3711
 def load_dra(model:nn.Module, # an open_clip ViT CLIP without adapters; changed in place
              folder,          # written by save_dra
             )->nn.Module:     # the model
@@ -321,7 +330,8 @@ def load_dra(model:nn.Module, # an open_clip ViT CLIP without adapters; changed 
     have = {k:tuple(t.shape) for k,t in tensors.items()}
     for k in sorted(need.keys()|have.keys()):
         if have.get(k) != need.get(k):
-            raise ValueError(f'folder: got {str(folder)!r} with {k} of shape {have.get(k, "(none)")}, this model needs {need.get(k, "(none)")}')
+            shape,wanted = have.get(k, '(none)'), need.get(k, '(none)')
+            raise ValueError(f'folder: got {str(folder)!r} with {k} of shape {shape}, this model needs {wanted}')
     _attach(model, config, kind)
     with torch.no_grad():
         for k,m in adapters(model).items():

@@ -12,51 +12,56 @@ import math, torch
 from torch import Tensor
 from .sorting import places
 
-# %% ../nbs/06_masking.ipynb #6c0fa15e
+# %% ../nbs/06_masking.ipynb #0f080c89
 def group_sizes(n:int, # number of tokens
                 k:int, # number of groups
                )->list[int]: # tokens in each group, the remainder in the first ones
     "Sizes of the token groups (Eq. 14)."
     for name,v in (('n',n),('k',k)):
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f'{name}: got {v!r}, allowed whole numbers from 1')
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise ValueError(f'{name}: got {v!r}, allowed whole numbers from 1')
     return [n//k + (i < n%k) for i in range(k)]
 
-# %% ../nbs/06_masking.ipynb #cb8c7854
+# %% ../nbs/06_masking.ipynb #c033e9b7
 def kept_channels(ratios, # share of channels each group keeps, numbers in (0,1]
                   r:int,  # number of channels
                  )->list[int]: # floor(e*r) for each ratio, in exact arithmetic
     "How many channels each group keeps (Eq. 15)."
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1: raise ValueError(f'r: got {r!r}, allowed whole numbers from 1')
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise ValueError(f'r: got {r!r}, allowed whole numbers from 1')
     return [math.floor(e*r) for e in _exact(ratios)]
 
-# %% ../nbs/06_masking.ipynb #ccbea874
+# %% ../nbs/06_masking.ipynb #c5571b16
 def _exact(ratios):
     try: exact = [Fraction(str(e)) for e in ratios]
     except (TypeError,ValueError): exact = []
-    if not exact or not all(0 < e <= 1 for e in exact): raise ValueError(f'ratios: got {ratios!r}, allowed one or more numbers in (0,1]')
+    if not exact or not all(0 < e <= 1 for e in exact):
+        raise ValueError(f'ratios: got {ratios!r}, allowed one or more numbers in (0,1]')
     return exact
 
-# %% ../nbs/06_masking.ipynb #b8da8454
+# %% ../nbs/06_masking.ipynb #569c5bc7
 @lru_cache
 def _factors(ratios, r, rescale):
     "Kept channels and the factor on them, per group."
     kept = kept_channels(ratios, r)
-    if rescale not in ('inverse_ratio','inverse_kept'): raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
+    if rescale not in ('inverse_ratio','inverse_kept'):
+        raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
     return kept, [1/float(e) for e in ratios] if rescale=='inverse_ratio' else [r/k if k else 0. for k in kept]
 
 def _group_of_place(n, k, counts, device):
     "Group of each place, (1,n); with `counts` (B,) real tokens, (B,n), where places from the count on get group k."
-    if counts is None: return torch.tensor([i for i,size in enumerate(group_sizes(n, k)) for _ in range(size)], device=device)[None]
+    if counts is None:
+        return torch.tensor([[i for i,size in enumerate(group_sizes(n, k)) for _ in range(size)]], device=device)
     p,n = torch.arange(n, device=device), counts[:,None]
     q,m = n//k, n%k                                      # m groups of q+1, then groups of q
     g = torch.where(p < m*(q+1), p//(q+1), m+(p-m*(q+1))//q.clamp(min=1))
     return torch.where(p < n, g, k)
 
-# %% ../nbs/06_masking.ipynb #8b709fb2
+# %% ../nbs/06_masking.ipynb #4a09d6a2
 def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               channel_order:Tensor, # c of Eq. 13, (B,r)
               ratios,               # share of channels per group, most important first
-              rescale:str='inverse_ratio', # factor on kept channels: 'inverse_ratio' 1/e, or 'inverse_kept' r/floor(e*r)
+              rescale:str='inverse_ratio', # on kept channels: 'inverse_ratio' 1/e, 'inverse_kept' r/floor(e*r)
               counts:Tensor|None=None, # real tokens per sample, (B,); tokens at later places keep everything
               dtype:torch.dtype|None=None, # type of the mask
              )->Tensor:             # factor on every feature, (B,N,r)

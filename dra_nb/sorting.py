@@ -26,27 +26,29 @@ def descending_order(scores:Tensor,           # (..., n)
     "Indices from the highest to the lowest score (Eqs. 11 and 13); ties keep their order."
     return (scores if noise is None else scores+noise).sort(dim=-1, descending=True, stable=True).indices
 
-# %% ../nbs/04_sorting.ipynb #e22e1165
+# %% ../nbs/04_sorting.ipynb #292b5727
 def places(order:Tensor, # a permutation along the last axis, (..., n)
           )->Tensor:     # place of every element in that order, (..., n)
     "The inverse permutation: where each element stands."
-    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    p = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, p)
 
-# %% ../nbs/04_sorting.ipynb #afe5401e
+# %% ../nbs/04_sorting.ipynb #fc433fbc
 def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
                  noise:Tensor|None,    # Gumbel noise, same shape; None adds none
                  kind:str='gumbel',    # 'gumbel': a + T*g, 'log-gumbel': log a + T*g, 'none': a
                  temperature:float=1., # T
                 )->Tensor:             # what is sorted, (..., n)
     "The scores as they enter the sort of Eqs. 11 and 13."
-    if kind not in ('gumbel','log-gumbel','none'): raise ValueError(f"noise: got {kind!r}, allowed 'gumbel', 'log-gumbel', 'none'")
+    if kind not in ('gumbel','log-gumbel','none'):
+        raise ValueError(f"noise: got {kind!r}, allowed 'gumbel', 'log-gumbel', 'none'")
     if kind=='log-gumbel': scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
     return scores if noise is None or kind=='none' else scores+temperature*noise
 
-# %% ../nbs/04_sorting.ipynb #0239755a
+# %% ../nbs/04_sorting.ipynb #86a930f6
 def soft_permutation(scores:Tensor,     # what is sorted, (B,n)
                      tau:float=0.1,     # softness, in standard deviations of the scores
-                     valid:Tensor|None=None, # which elements take part, bool (B,n); the others stand last, with weight 0
+                     valid:Tensor|None=None, # which elements take part, bool (B,n); others stand last, weight 0
                     )->Tensor:          # relaxed permutation, rows are places, (B,n,n)
     "SoftSort: a differentiable stand-in for the matrix of the descending order."
     live = scores.detach() if valid is None else scores.detach()[valid]

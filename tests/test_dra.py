@@ -272,7 +272,7 @@ def test_bad_settings(kw, match):
 
 def test_bad_models():
     resnet = clip(vision=dict(layers=[1,1,1,1], width=8, image_size=32, patch_size=None))
-    for model, config, match in [(resnet, SMALL, 'ModifiedResNet'), (clip(), replace(SMALL, start=5), 'start: got 5, allowed 1 to 4'), (torch.nn.Linear(2,2), SMALL, 'allowed vision'),
+    for model, config, match in [(resnet, SMALL, 'ModifiedResNet'), (clip(), replace(SMALL, start=5), 'start: got 5, allowed 1 to 4'), (torch.nn.Linear(2,2), SMALL, 'allowed transformers'),
                                  (clip(vision=dict(layers=6)), replace(SMALL, start=5), 'blocks of the text encoder')]:
         with pytest.raises(ValueError, match=match): add_dra(model, config)
         assert not adapters(model) and all(p.requires_grad for p in model.parameters())
