@@ -110,11 +110,13 @@ def test_equal_tokens_give_finite_gradients():
 KINDS = {'CLIP': clip, 'CustomTextCLIP': lambda: clip(CustomTextCLIP), 'qk norm': lambda: clip(vision=dict(qk_norm=True)),
          'layer scale': lambda: clip(vision=dict(ls_init_value=.5)), 'no causal mask': lambda: clip(CustomTextCLIP, text=dict(no_causal_mask=True))}
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('place', ['attention', 'mlp', 'block'])
-@pytest.mark.parametrize('config', [SMALL, BEST, PLAIN], ids=['paper','recommended','adapter'])
+CONFIGS = dict(paper=SMALL, recommended=BEST, adapter=PLAIN)
+CASES = [('CLIP',p,c) for p in ('attention','mlp','block') for c in CONFIGS] + \
+        [(k,p,c) for k in KINDS if k != 'CLIP' for p,c in [('attention','recommended'),('block','paper'),('mlp','adapter')]]
+
+@pytest.mark.parametrize('kind, place, config', CASES)
 def test_add_train_remove(kind, place, config, data):
-    model = KINDS[kind]()
+    model, config = KINDS[kind](), CONFIGS[config]
     keys, flags, before = list(model.state_dict()), [p.requires_grad for p in model.parameters()], logits(model, data)
     frozen = {k:v.clone() for k,v in model.state_dict().items()}
     add(model, replace(config, place=place))
