@@ -29,7 +29,7 @@ def _add_data(p, shots=True):
     p.add_argument('--root', help='folder of class folders; the data set is then only a name')
     if shots: p.add_argument('--shots', type=int, default=16, help='training images per class (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #59d8baf5
+# %% ../nbs/14_cli.ipynb #e2bbf523
 def _demo_args(p):
     p.add_argument('--dataset', default='vehicles', help='embedded set, or folder of class folders (default: %(default)s)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
@@ -53,7 +53,7 @@ def _evaluate_args(p):
 
 def _predict_args(p):
     p.add_argument('images', nargs='+', metavar='IMAGE')
-    p.add_argument('--classes', required=True, help='names separated by commas, or a text file with one a line')
+    p.add_argument('--classes', help='names separated by commas, or a text file with one a line (default: those the weights were trained with)')
     p.add_argument('--weights', help='folder written by fit; zero-shot without')
     p.add_argument('--template', default='a photo of a {}.', help='sentence with {} for the name (default: "%(default)s")')
     p.add_argument('--top', type=int, default=3, help='answers per image (default: %(default)s)')
@@ -90,7 +90,7 @@ def build_parser()->argparse.ArgumentParser:
         if name in ('demo','fit','evaluate','bench'): _add_data(p, shots=name != 'evaluate')
     return parser
 
-# %% ../nbs/14_cli.ipynb #7a5cc88d
+# %% ../nbs/14_cli.ipynb #7c6e62fb
 def _load(args):
     from dra_nb.clip import load_clip
     return load_clip(args.model, args.pretrained, args.device)
@@ -113,6 +113,7 @@ def _fit(args):
     if not method.trained(): raise ValueError(f'method: {args.method} has nothing to train')
     changes = {k: v for k,v in dict(epochs=args.epochs, lr=args.lr).items() if v is not None}
     recipe = replace(method.recipe(data), **changes)
+    if not recipe.epochs: raise ValueError('epochs: got 0, allowed are whole numbers from 1')
     start = time.perf_counter()
     try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
     except FitError as e:
@@ -142,18 +143,25 @@ def _evaluate(args):
     if args.out: append_result(args.out, dict(dataset=data.name, subset=args.subset, model=args.model, pretrained=args.pretrained, weights=args.weights,
                                               metrics=dict(accuracy=acc), counts=dict(test=len(data.test)), seconds=dict(test=time.perf_counter()-start), versions=versions()))
 
-# %% ../nbs/14_cli.ipynb #019ffe1e
+# %% ../nbs/14_cli.ipynb #b07447c8
 def _class_list(text):
     "Names from a comma-separated line or a file."
-    lines = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(',')
+    lines = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(',')
     names = [n.strip() for n in lines if n.strip()]
     if len(set(names)) < 2: raise ValueError(f'classes: got {len(set(names))} name(s) in {text!r}, at least 2 are needed')
     return list(dict.fromkeys(names))
 
+def _trained_classes(weights):
+    "The class names that `fit` wrote beside the weights."
+    facts = Path(weights or '.')/'run.json'
+    if not weights or not facts.is_file(): raise ValueError('classes: not given, and there is no run.json beside the weights to take them from')
+    return ','.join(json.loads(facts.read_text())['classnames'])
+
 def _predict(args):
+    if args.top < 1: raise ValueError(f'top: got {args.top}, allowed are whole numbers from 1')
     from dra_nb.data import Item, open_image
     from dra_nb.evaluation import predictions
-    names = _class_list(args.classes)
+    names = _class_list(args.classes or _trained_classes(args.weights))
     for path in args.images: open_image(path)                     # all of them, before anything is printed
     p = predictions(_with_weights(args), [Item(path, 0, '') for path in args.images], names, args.template, probabilities=True)
     for path,row in zip(args.images, p):
@@ -238,8 +246,9 @@ def _docs(args):
     site, warnings = build(args.out)
     print('\n'.join([*warnings, f'the site is in {site}']))
 
-# %% ../nbs/14_cli.ipynb #d21d755b
-def main(argv=None)->int:  # exit code
+# %% ../nbs/14_cli.ipynb #192799f5
+def main(argv=None,  # words of the command line; those of the process if None
+        )->int:      # exit code
     "Run `dra-nb`."
     args = build_parser().parse_args(argv)
     try: globals()[f'_{args.command}'](args); return 0

@@ -26,7 +26,7 @@ from .files import write_atomically
 from .methods import METHODS, build_method
 from .training import as_method, fit, mixed_precision
 
-# %% ../nbs/13_evaluation.ipynb #e3731a2c
+# %% ../nbs/13_evaluation.ipynb #92424b73
 def predictions(model,             # open_clip model, or a `Method`
                 items:list,        # images
                 classnames:list,   # to choose among
@@ -49,8 +49,15 @@ def predictions(model,             # open_clip model, or a `Method`
     method.start = None
     return torch.cat(out)
 
-def accuracy(model, items:list, classnames:list, template='a photo of a {}.', batch_size=100, half='base', amp='auto')->float:
-    "Percent of images whose most probable class is the right one; arguments as for `predictions`."
+def accuracy(model,             # open_clip model, or a `Method`
+             items:list,        # images with labels
+             classnames:list,   # to choose among
+             template='a photo of a {}.', # prompt with one {}
+             batch_size=100,    # images at a time
+             half='base',       # what the classes are: 'base' or 'new'
+             amp='auto',        # precision, as in `TrainConfig`
+            )->float:           # percent
+    "Share of images whose most probable class is the right one."
     if not items: raise ValueError('items: got an empty list, at least one image is needed')
     labels = torch.tensor([o.label for o in items])
     if labels.max() >= len(classnames): raise ValueError(f'classnames: got {len(classnames)} names, but a label is {labels.max()}')
@@ -63,10 +70,12 @@ def harmonic_mean(base:float,  # accuracy on base classes, percent
     "2bn/(b+n), between the smaller and the larger of the two."
     return 2*base*new/(base+new) if base+new else 0.
 
-# %% ../nbs/13_evaluation.ipynb #4642a6eb
-def run_key(method:str, dataset:str, seed:int,  # what is run on what
-            settings:dict,                      # everything else that was set
-           )->str:                              # method/dataset/seed/digest
+# %% ../nbs/13_evaluation.ipynb #c1a6d8f9
+def run_key(method:str,     # one of `METHODS`
+            dataset:str,    # its name
+            seed:int,       # of the run
+            settings:dict,  # everything else that was set
+           )->str:          # method/dataset/seed/digest
     "The name of a run."
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return f'{method}/{dataset}/{seed}/{digest}'
@@ -81,9 +90,10 @@ def _weights(model, pretrained):
     if not path.is_file() or (model != 'glyph-clip' and not pretrained): return pretrained
     return _file_digest(str(path), path.stat().st_mtime_ns)
 
-# %% ../nbs/13_evaluation.ipynb #45acbde4
+# %% ../nbs/13_evaluation.ipynb #ac0df742
 @lru_cache(maxsize=1)
 def _stand_in():
+    "A CLIP with 48 narrow blocks in each tower."
     with torch.random.fork_rng(devices=[]): return build_glyph_clip(GlyphClipConfig(embed_dim=8, width=8, layers=48, head_width=8, image_size=16, context=8))
 
 @contextmanager
@@ -211,10 +221,13 @@ def table(rows:list,     # of `summarize`
     rule = '|' + '|'.join('-'*(w+1) + ('-' if i < 2 else ':') for i,w in enumerate(wide)) + '|'
     return '\n'.join([left(lines[0]), rule, *map(left, lines[1:])])
 
-# %% ../nbs/13_evaluation.ipynb #98b561f8
-def plan(methods, datasets, seeds,       # lists of names, of names or folders, of int
-         model='glyph-clip', pretrained=None, root=None, shots=16, train=None,  # as for `base_to_new`
-        )->list:                         # (key, arguments of `base_to_new`), one a run
+# %% ../nbs/13_evaluation.ipynb #7e4f1c75
+def plan(methods,            # names
+         datasets,           # names or folders
+         seeds,              # whole numbers
+         model='glyph-clip', # this and the rest as for `base_to_new`
+         pretrained=None, root=None, shots=16, train=None,
+        )->list:             # (key, arguments of `base_to_new`), one a run
     "The runs of a table; untrained methods once, whatever the seeds."
     runs = []
     for d in datasets:
@@ -226,7 +239,7 @@ def plan(methods, datasets, seeds,       # lists of names, of names or folders, 
                 runs.append((run_key(name, data.name, seed, settings), args))
     return runs
 
-# %% ../nbs/13_evaluation.ipynb #2ee20d70
+# %% ../nbs/13_evaluation.ipynb #717d2c45
 def _work(args, threads=1):
     "One run in a process of its own."
     torch.set_num_threads(threads)
@@ -240,14 +253,16 @@ def _results(todo, workers):
         for f in as_completed([pool.submit(_work, a) for a in todo]): yield f.result()
     finally: pool.shutdown(cancel_futures=True)
 
-def bench(methods, datasets, seeds,  # what to combine, see `plan`
-          out,                       # results file, JSON Lines
-          workers=1,                 # processes; on a CPU as many as it has cores
-          save=None,                 # folder for the trained weights, one folder a run
-          device=None,               # 'cpu', 'cuda'; chosen if None
-          show=None,                 # called with (record, runs done, runs in all)
-          **kwargs,                  # passed on to `plan`
-         )->list:                    # all records of this table, old and new
+def bench(methods,      # names
+          datasets,     # names or folders
+          seeds,        # whole numbers
+          out,          # results file, JSON Lines
+          workers=1,    # processes; on a CPU as many as it has cores
+          save=None,    # folder for the trained weights, one folder a run
+          device=None,  # 'cpu', 'cuda'; chosen if None
+          show=None,    # called with (record, runs done, runs in all)
+          **kwargs,     # passed on to `plan`
+         )->list:       # all records of this table, old and new
     "Make the runs that a results file lacks."
     runs = dict(plan(methods, datasets, seeds, **kwargs))
     done = {r['key']: r for r in read_results(out) if r['key'] in runs}

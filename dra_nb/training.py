@@ -197,7 +197,7 @@ class Trainable(nn.Module, Callback):
         loop.checked_loss().backward()
         loop.optimizer.step()
 
-# %% ../nbs/12_training.ipynb #86a6ea69
+# %% ../nbs/12_training.ipynb #8ba92fb4
 class Method(Trainable):
     "CLIP with whatever it carries, as training and evaluation see it."
     def __init__(self,
@@ -226,7 +226,9 @@ class Method(Trainable):
     def save(self, folder): return save_dra(self.model, folder)
     def remove(self): return remove_dra(self.model)
 
-def as_method(model): return model if isinstance(model, Method) else Method(model)
+def as_method(model)->Method:  # itself, if it is one
+    "An open_clip model as a `Method`."
+    return model if isinstance(model, Method) else Method(model)
 
 # %% ../nbs/12_training.ipynb #4fafc0c5
 METHODS = {}
@@ -256,10 +258,16 @@ class FitError(ValueError):
                 ): super().__init__(message, step); self.step = step
     def __str__(self): return self.args[0]
 
-# %% ../nbs/12_training.ipynb #c6d27660
+# %% ../nbs/12_training.ipynb #d42f07ee
 class Batches:
     "The training batches of a run, each a function of the seed and the step."
-    def __init__(self, dataset:Dataset, config:TrainConfig, seed:int, size:int, device='cpu'):
+    def __init__(self,
+                 dataset:Dataset,     # `train` holds the shots
+                 config:TrainConfig,  # batch size, epochs, crops
+                 seed:int,            # of order, crops and flips
+                 size:int,            # of the images, pixels
+                 device='cpu',        # where the batches go
+                ):
         self.config, self.seed, self.epoch = config, seed, None
         self.shots = ImageSet(dataset.train, size, device)
         self.labels = torch.tensor([o.label for o in dataset.train], device=device)
@@ -279,10 +287,16 @@ class Batches:
         index = self.order[part]
         return self.shots.crops(index, self.draws[part], self.flips[part], self.config.area, self.config.ratio), self.labels[index]
 
-# %% ../nbs/12_training.ipynb #1d95b31d
+# %% ../nbs/12_training.ipynb #f563cb29
 class Loop:
     "The state of a training run, which callbacks may read and change."
-    def __init__(self, method, dataset, config, seed, callbacks=()):
+    def __init__(self,
+                 method:Method,       # what is trained
+                 dataset:Dataset,     # `train` holds the shots
+                 config:TrainConfig,  # the recipe
+                 seed:int,            # of order, crops and noise
+                 callbacks=(),        # told after the method itself
+                ):
         self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
         self.callbacks, self.noise = [method, *callbacks], torch.Generator(method.device)
         self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
