@@ -76,7 +76,7 @@ def _check_adapter(c):
     if c.init=='zero_up' and c.outer_relu:
         raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
 
-# %% ../nbs/02_adapter.ipynb #c4fd5c05
+# %% ../nbs/02_adapter.ipynb #fb5d1844
 @dataclass(frozen=True)
 class AdapterConfig:
     "Settings of the plain adapter (Eq. 8); the defaults are the paper's."
@@ -99,10 +99,10 @@ class AdapterConfig:
         return cls()
     @classmethod
     def recommended(cls):
-        "Settings that train: rescaled gradient, no outer ReLU."
-        return cls(gradient='rescaled', outer_relu=False)
+        "Settings that train: rescaled gradient, no outer ReLU, a larger scale."
+        return cls(gradient='rescaled', outer_relu=False, scale=.1)
 
-# %% ../nbs/02_adapter.ipynb #14d27bd6
+# %% ../nbs/02_adapter.ipynb #f371d38d
 def _single(y): return y.float() if y.dtype in (torch.float16,torch.bfloat16) else y
 
 def _scaled(y, s, gradient): return scale_value(y, s) if gradient=='rescaled' else y*s
@@ -115,7 +115,7 @@ def _add_update(adapter, module, args, output):
     else: out = out+adapter(x.to(adapter.W_d.weight.dtype)).to(out.dtype)
     return (out,*output[1:]) if isinstance(output, tuple) else out
 
-# %% ../nbs/02_adapter.ipynb #8593f499
+# %% ../nbs/02_adapter.ipynb #d1e5bfa8
 class Adapter(nn.Module):
     "The plain adapter (Eq. 8): returns the update, which the caller adds to OP(x)."
     def __init__(self, d:int,                          # width of the tokens

@@ -41,7 +41,7 @@ def _check_dra(c):
         _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
-# %% ../nbs/07_dra.ipynb #9f694260
+# %% ../nbs/07_dra.ipynb #5ac6554c
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -65,7 +65,7 @@ class DRAConfig(AdapterConfig):
     def recommended(cls):
         "Settings in which every part of the method can act."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
-                   outer_relu=False, noise='log-gumbel', temperature=.1)
+                   outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 
 # %% ../nbs/07_dra.ipynb #2dea38c9
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
