@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['build_parser', 'main']
 
-# %% ../nbs/14_cli.ipynb #745946e6
+# %% ../nbs/14_cli.ipynb #dcfe16c1
 import argparse, json, os, sys, time
 from pathlib import Path
+from . import __version__
 
 # %% ../nbs/14_cli.ipynb #f6ddbe72
 _HELP = dict(
@@ -78,10 +79,11 @@ def _pretrain_args(p):
 
 def _docs_args(p): p.add_argument('--out', default='_docs', help='folder of the site (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #4e248c69
+# %% ../nbs/14_cli.ipynb #508718fa
 def build_parser()->argparse.ArgumentParser:
     "The parser of `dra-nb`."
     parser = argparse.ArgumentParser(prog='dra-nb', description='Dynamic Rank Adaptation of CLIP: fine-tune, evaluate, compare.', epilog='example: dra-nb demo')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name,(purpose, example) in _HELP.items():
         p = sub.add_parser(name, help=purpose, description=purpose[0].upper()+purpose[1:]+'.', epilog=f'example: {example}')
@@ -220,7 +222,7 @@ def _rank_figure(args, record, out, n=6):
     fig.savefig(path := out/'token_ranks.png')
     return path
 
-# %% ../nbs/14_cli.ipynb #eff6ae3f
+# %% ../nbs/14_cli.ipynb #6cc4f292
 def _data(args):
     from dra_nb.data import check_dataset, load_dataset
     from dra_nb.glyphs import SETS, SHIFTS
@@ -244,7 +246,8 @@ def _pretrain(args):
 def _docs(args):
     from dra_nb.docs import build
     site, warnings = build(args.out)
-    print('\n'.join([*warnings, f'the site is in {site}']))
+    for w in warnings: print(f'warning: {w}', file=sys.stderr)
+    print(site/'index.html')
 
 # %% ../nbs/14_cli.ipynb #192799f5
 def main(argv=None,  # words of the command line; those of the process if None

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from . import glyphs
 
-# %% ../nbs/11_data.ipynb #f51ee08f
+# %% ../nbs/11_data.ipynb #1c31dbb5
 class Item(NamedTuple):
     "One labelled image."
     path: str       # a file, or `glyphs://set/split/index`

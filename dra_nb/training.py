@@ -29,12 +29,12 @@ def cosine(epoch:int,   # from 0
     "The cosine schedule, one value an epoch."
     return .5*(1+math.cos(math.pi*epoch/epochs))
 
-# %% ../nbs/12_training.ipynb #364149d1
+# %% ../nbs/12_training.ipynb #0513c575
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the defaults are the paper's."
     epochs:int = 5             # passes over the shots
-    batch_size:int = 16        # images a step; 128 for ImageNet and `general`
+    batch_size:int = 16        # images a step; 128 for ImageNet, `general`, `flags`
     lr:float = 0.0015          # of SGD, at the first epoch
     momentum:float = 0.9       # of SGD
     weight_decay:float = 5e-4  # of SGD
@@ -54,9 +54,9 @@ class TrainConfig:
 
     @classmethod
     def for_dataset(cls, dataset:Dataset, **changes):
-        "The recipe for a data set: large sets in batches of 128, embedded sets with gentle crops and no flips."
+        "The recipe for a data set: batches of 128 for ImageNet, `general` and `flags` (over 100 base classes), gentle crops without flips for embedded sets."
         own = {}
-        if dataset.name.startswith(('general','imagenet')): own.update(batch_size=128)
+        if dataset.name.startswith(('general','flags','imagenet')): own.update(batch_size=128)
         if dataset.train and dataset.train[0].path.startswith('glyphs://'): own.update(area=(.5,1.), flip=0.)
         return cls(**{**own, **changes})
 
@@ -167,7 +167,9 @@ def encode_prompts(model,          # open_clip model
     with set_valid(model, real_tokens(tokens)): x = run_blocks(tower.blocks[first:], x, tower.mask)
     with full_precision(tokens.device): return project_text(model, x.float(), tokens)
 
-# %% ../nbs/12_training.ipynb #3a6c6ff1
+# %% ../nbs/12_training.ipynb #68a78cc2
+_RESCALED_LR = .15   # chosen on base classes only, the last third of them playing new
+
 class Trainable(nn.Module, Callback):
     "The training half of a `Method`; expects `self.model` and `self.logits`."
     def train(self, mode=True):
@@ -178,8 +180,9 @@ class Trainable(nn.Module, Callback):
         "Name → parameter, of all that is trained."
         return {n: p for n,p in self.named_parameters() if p.requires_grad}
     def recipe(self, dataset:Dataset)->TrainConfig:
-        "How this method is trained on a data set."
-        return TrainConfig.for_dataset(dataset)
+        "How this method is trained on a data set: the paper's recipe, with a rate of its own where gradients are rescaled."
+        rescaled = any(a.config.gradient == 'rescaled' for a in adapters(self.model).values())
+        return TrainConfig.for_dataset(dataset, **(dict(lr=_RESCALED_LR) if rescaled else {}))
     def rate(self, epoch:int, config:TrainConfig)->float:
         "The learning rate of an epoch."
         return config.lr*cosine(epoch, config.epochs)

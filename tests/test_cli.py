@@ -48,6 +48,11 @@ def test_help_has_an_example_each(capsys):
         with pytest.raises(SystemExit) as e: main([*command.split(), '--help'])
         assert e.value.code == 0 and f'example: dra-nb {command or "demo"}' in ' '.join(capsys.readouterr().out.split())
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as e: main(['--version'])
+    from dra_nb import __version__
+    assert e.value.code == 0 and capsys.readouterr().out == f'dra-nb {__version__}\n'
+
 def test_help_does_not_import_torch(tmp_path):
     code = "import sys; from dra_nb.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=ENV).returncode == 0
