@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'PretrainConfig', 'caption', 'corpus', 'sentence_targets', 'pretrain', 'used_tokens']
 
-# %% ../nbs/15_pretraining.ipynb #029eb789
-import io, json, math, os, random, re, time
+# %% ../nbs/15_pretraining.ipynb #d2a9c29a
+import math, random, re, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
@@ -20,26 +19,28 @@ from .clip import GlyphClipConfig, build_glyph_clip, cut_padding, save_glyph_cli
 from .files import write_atomically
 from .glyphs import Look, artwork, compose_pretraining, drawings_for_pretraining
 
-# %% ../nbs/15_pretraining.ipynb #87c530ce
+# %% ../nbs/15_pretraining.ipynb #ba9eb257
 @dataclass(frozen=True)
 class PretrainConfig:
     "One pre-training run."
     model:GlyphClipConfig = GlyphClipConfig()
     words_steps:int = 700         # steps of text distillation
     words_batch:int = 512         # texts a step
-    steps:int = 2600              # contrastive steps
-    batch:int = 256               # image–caption pairs a step, every class at most once
-    lr:float = 1e-3               # peak learning rate of AdamW
+    words_lr:float = 1e-3         # peak learning rate of this stage
+    steps:int = 3600              # contrastive steps
+    batch:int = 128               # image–caption pairs a step, every class at most once
+    lr:float = 2e-3               # peak learning rate, of Muon and AdamW
     text_lr:float = .3            # text tower's rate as a share of it (it knows its words already)
     weight_decay:float = .05
-    warmup:int = 200              # steps of linear warm-up
-    decay:float = .25             # share of the steps in which the rate falls linearly to zero at the end
+    warmup:int = 100              # steps of linear warm-up
+    decay:float = .2              # share of the steps in which the rate falls linearly to zero at the end
     patch_dropout:float = .5      # share of image tokens dropped in a step; none while the rate decays
     ema:float = .998              # decay of the averaged weights that are kept
     clutter_from:float = .5       # share of the steps in which clutter grows from none to full
+    every:int = 100               # steps between checkpoints
     seed:int = 1
 
-# %% ../nbs/15_pretraining.ipynb #b8675b69
+# %% ../nbs/15_pretraining.ipynb #e5a8a492
 TEMPLATES = ('a photo of a {}.', 'a drawing of a {}.', 'a picture of a {}.', 'an icon of a {}.', 'a small {}.', 'a {} on a coloured background.', 'this is a {}.', '{}',
              'a sketch of a {}.', 'an emoji of a {}.', 'the {}.', 'a photo of the {}.', 'a cropped picture of a {}.', 'a good drawing of a {}.')
 
@@ -49,7 +50,7 @@ def caption(name, keywords, rng): # class name, its keywords, a random.Random
     if keywords and rng.random() < .35: text = f"{text.rstrip('.')}, {', '.join(rng.sample(keywords, min(len(keywords), rng.choice((1, 2)))))}"
     return text
 
-# %% ../nbs/15_pretraining.ipynb #c710fbc7
+# %% ../nbs/15_pretraining.ipynb #f3f80b2c
 def corpus(
     seed:int=0   # which random phrases
 )->list:         # texts
@@ -86,18 +87,21 @@ def sentence_targets(
     _, _, v = torch.pca_lowrank(out, q=dim, center=False, niter=6)
     return F.normalize(out @ v, dim=-1)
 
-# %% ../nbs/15_pretraining.ipynb #f801d078
+# %% ../nbs/15_pretraining.ipynb #13de0e3d
 def _lr(step, steps, c):
     "Warm-up, then constant, then linear decay: the number of steps can be changed before the decay begins."
     return min(1, (step+1)/c.warmup) * min(1, (steps-step)/max(1, c.decay*steps))
 
-def _groups(model, c):
-    "AdamW's groups: decay for matrices, none for gains, biases, embeddings; a lower rate for the text tower."
-    def text(n): return not n.startswith('visual.') and n != 'logit_scale'
+def _optimizers(model, c):
+    "Muon for the image tower's matrices; AdamW for the rest, without decay for gains, biases and embeddings, and slower for the text tower."
     rows = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    flat = lambda n, p: p.ndim < 2 or 'embedding' in n
-    return [dict(params=[p for n, p in rows if text(n) == t and flat(n, p) == f], weight_decay=0. if f else c.weight_decay, scale=c.text_lr if t else 1.)
-            for t in (True, False) for f in (True, False)]
+    text = lambda n: not n.startswith('visual.') and n != 'logit_scale'
+    flat = lambda n, p: p.ndim != 2 or 'embedding' in n
+    matrices = [p for n, p in rows if not text(n) and not flat(n, p)]
+    groups = [dict(params=[p for n, p in rows if text(n) == t and flat(n, p) == f and (t or f)], weight_decay=0. if f else c.weight_decay, scale=c.text_lr if t else 1.)
+              for t in (True, False) for f in (True, False)]
+    adam = torch.optim.AdamW([g for g in groups if g['params']], lr=c.lr, betas=(.9, .98))
+    return [adam] + ([torch.optim.Muon(matrices, lr=c.lr, weight_decay=c.weight_decay, adjust_lr_fn='match_rms_adamw')] if matrices else [])
 
 class _Mean:
     "Exponential moving average of a model's weights."
@@ -109,31 +113,34 @@ class _Mean:
         floats = [k for k in new if new[k].is_floating_point()]
         torch._foreach_lerp_([self.weights[k] for k in floats], [new[k].detach() for k in floats], 1-d)
 
-# %% ../nbs/15_pretraining.ipynb #dd092e31
-def _run(name, steps, step_fn, model, opt, c, folder, ema, every=100, log=None):
+# %% ../nbs/15_pretraining.ipynb #0e69221b
+def _run(name, steps, step_fn, model, c, folder, ema, log=None):
     "The loop of both stages: schedule, step, average, checkpoint. Resumes from `folder/name.pt`."
-    path, start, history = folder/f'{name}.pt', 0, []
+    path, start, history, opts = folder/f'{name}.pt', 0, [], _optimizers(model, c)
     if path.exists():
         state = torch.load(path, weights_only=True, map_location='cpu')
-        model.load_state_dict(state['model']); opt.load_state_dict(state['opt']); start, history = state['step'], state['history']
+        model.load_state_dict(state['model']); start, history = state['step'], state['history']
+        for o, kept in zip(opts, state['opts']): o.load_state_dict(kept)
         ema.weights = {k: v.to(ema.weights[k].device) for k, v in state['ema'].items()}
     seconds = history[-1]['seconds'] if history else 0.
     t0, bar = time.perf_counter(), progress_bar(range(start, steps), total=steps-start)
     for step in bar:
-        for g in opt.param_groups: g['lr'] = c.lr*g.get('scale', 1.)*_lr(step, steps, c)
+        for g in (g for o in opts for g in o.param_groups): g['lr'] = c.lr*g.get('scale', 1.)*_lr(step, steps, c)
         loss, metrics = step_fn(step)
-        opt.zero_grad(set_to_none=True); loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step(); ema.update(model, step)
+        model.zero_grad(set_to_none=True); loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        for o in opts: o.step()
+        ema.update(model, step)
         if (step+1) % 20 == 0 or step+1 == steps:
             history.append(dict(step=step+1, seconds=seconds+time.perf_counter()-t0, loss=loss.item(), **{k: float(torch.as_tensor(v).detach()) for k, v in metrics.items()}))
             if not math.isfinite(history[-1]['loss']): raise FloatingPointError(f'{name}: the loss is {loss.item()} at step {step+1}; the last checkpoint is {path}')
             bar.comment = ' '.join(f'{k} {v:.3f}' for k, v in history[-1].items() if k != 'seconds')
             if log: log(name, history[-1])
-        if (step+1) % every == 0 or step+1 == steps:
-            with write_atomically(path) as tmp: torch.save(dict(model=model.state_dict(), opt=opt.state_dict(), ema=ema.weights, step=step+1, history=history), tmp)
+        if (step+1) % c.every == 0 or step+1 == steps:
+            with write_atomically(path) as tmp: torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts], ema=ema.weights, step=step+1, history=history), tmp)
     return history
 
-# %% ../nbs/15_pretraining.ipynb #ff58ab95
+# %% ../nbs/15_pretraining.ipynb #4d5cf4af
 def _amp(device): return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 def _matmul_attention():
@@ -166,14 +173,14 @@ def learn_words(model, c, folder, device='cpu', log=None):
         return F.cross_entropy(logits, torch.arange(len(i), device=device)) + 4*(1-cos), dict(cosine=cos)
     for p in model.visual.parameters(): p.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
-    one = replace(c, text_lr=1.)
-    opt, ema = torch.optim.AdamW(_groups(model, one), betas=(.9, .98)), _Mean(model, c.ema)
-    history = _run('words', c.words_steps, step_fn, model, opt, one, folder, ema, log=log)
+    one = replace(c, text_lr=1., lr=c.words_lr)
+    ema = _Mean(model, c.ema)
+    history = _run('words', c.words_steps, step_fn, model, one, folder, ema, log)
     model.load_state_dict(ema.weights)
     for p in model.parameters(): p.requires_grad_(True)
     return history
 
-# %% ../nbs/15_pretraining.ipynb #95cd7183
+# %% ../nbs/15_pretraining.ipynb #8f95d528
 def _batch(step, c, by_class, device):
     "Pairs of a step: `batch` different classes, a drawing and a caption for each; everything from (seed, step)."
     a, rng = artwork(), random.Random(c.seed*15_485_863+step)
@@ -193,18 +200,19 @@ def learn_pairs(model, c, folder, device='cpu', log=None):
     def step_fn(step):
         model.train(); model.visual.patch_dropout.prob = c.patch_dropout if step < (1-c.decay)*c.steps else 0.
         images, captions = _batch(step, c, by_class, device)
-        with _matmul_attention(), _amp(device):
+        with torch.random.fork_rng(), _matmul_attention(), _amp(device):
+            torch.manual_seed(c.seed*32_452_843+step)      # which patches are dropped: a function of the step, too
             x = model.encode_image((images-mean)/std); w = _encode_text(model, model.tokenizer(captions).to(device))
         x, w = F.normalize(x.float(), dim=-1), F.normalize(w.float(), dim=-1)
         logits = model.logit_scale.clamp(max=math.log(100)).exp()*x@w.T
         y = torch.arange(len(logits), device=device)
         return (F.cross_entropy(logits, y)+F.cross_entropy(logits.T, y))/2, dict(top1=(logits.argmax(1) == y).float().mean(), scale=model.logit_scale.exp().item())
-    opt, ema = torch.optim.AdamW(_groups(model, c), betas=(.9, .98)), _Mean(model, c.ema)
-    history = _run('pairs', c.steps, step_fn, model, opt, c, folder, ema, log=log)
+    ema = _Mean(model, c.ema)
+    history = _run('pairs', c.steps, step_fn, model, c, folder, ema, log)
     model.load_state_dict(ema.weights); model.visual.patch_dropout.prob = 0.
     return history
 
-# %% ../nbs/15_pretraining.ipynb #d7944af8
+# %% ../nbs/15_pretraining.ipynb #9f43b833
 def pretrain(
     out,                                  # folder of checkpoints, resumed if it holds any
     config:PretrainConfig=PretrainConfig(),
@@ -223,7 +231,10 @@ def pretrain(
                  seconds=dict(words=words[-1]['seconds'], pairs=pairs[-1]['seconds']), history=[{k: round(v, 4) for k, v in r.items()} for r in pairs[4::5]])
     return save_glyph_clip(model, folder/'glyph-clip.safetensors', facts, used_tokens(model, config))
 
-def used_tokens(model, config):
+def used_tokens(
+    model,                  # a model of `build_glyph_clip`
+    config:PretrainConfig   # whose texts
+)->Tensor:                  # sorted ids
     "Ids of the tokens that occur in the training texts: the other rows of the embedding are not stored."
     texts = corpus(config.seed)+[t.format(k) for t in TEMPLATES for k in ('a',)]
     return torch.unique(model.tokenizer(texts))
