@@ -239,18 +239,19 @@ def plan(methods,            # names
                 runs.append((run_key(name, data.name, seed, settings), args))
     return runs
 
-# %% ../nbs/13_evaluation.ipynb #717d2c45
+# %% ../nbs/13_evaluation.ipynb #838488fc
 def _work(args, threads=1):
     "One run in a process of its own."
     torch.set_num_threads(threads)
     return base_to_new(**args)
 
 def _results(todo, workers):
-    "Records as they come."
-    if workers <= 1: yield from (base_to_new(**a) for a in todo); return
+    "Keys and records as they come."
+    if workers <= 1: yield from ((k, base_to_new(**a)) for k,a in todo.items()); return
     pool = ProcessPoolExecutor(workers, get_context('spawn'))
     try:
-        for f in as_completed([pool.submit(_work, a) for a in todo]): yield f.result()
+        running = {pool.submit(_work, a): k for k,a in todo.items()}
+        for f in as_completed(running): yield running[f], f.result()
     finally: pool.shutdown(cancel_futures=True)
 
 def bench(methods,      # names
@@ -266,8 +267,10 @@ def bench(methods,      # names
     "Make the runs that a results file lacks."
     runs = dict(plan(methods, datasets, seeds, **kwargs))
     done = {r['key']: r for r in read_results(out) if r['key'] in runs}
-    todo = [{**a, 'device': device, 'save': None if save is None else str(Path(save)/'-'.join(k.split('/')[:3]))} for k,a in runs.items() if k not in done]
-    for record in _results(todo, min(workers, len(todo))):
-        append_result(out, record); done[record['key']] = record
+    place = lambda k: None if save is None else str(Path(save)/'-'.join(k.split('/')[:3]))
+    todo = {k: {**a, 'device': device, 'save': place(k)} for k,a in runs.items() if k not in done}
+    for key,record in _results(todo, min(workers, len(todo))):
+        if record['key'] != key: raise ValueError(f'pretrained: the weights of {record["settings"]["model"]} changed while {key} ran; start again')
+        append_result(out, record); done[key] = record
         if show: show(record, len(done), len(runs))
     return [done[k] for k in runs]
