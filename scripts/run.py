@@ -11,20 +11,13 @@ What follows the job's name is handed on, e.g. `demo --help`. Before it may stan
     --venv FOLDER   another place for the environment
     --no-install    use the environment as it is
 """
-import hashlib
-import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import urljoin
-from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_WHEELS = 'https://download.pytorch.org/whl/cpu'
-PIP = 'https://pypi.org/simple/pip/'
 
 
 def fail(message):
@@ -55,23 +48,12 @@ class Venv:
         except ImportError: ensurepip = None
         print(f'+ virtual environment in {folder}', flush=True)
         venv.EnvBuilder(with_pip=bool(ensurepip), symlinks=os.name != 'nt').create(folder)
-        if not ensurepip: self.fetch_pip()
+        if not ensurepip: self.borrow_pip()
 
-    def fetch_pip(self):
-        "Without ensurepip, let the newest pip wheel on PyPI that suits this Python install itself."
-        def suits(o):
-            oldest = re.search(r'>=3\.(\d+)', o['requires-python'] or '')
-            return o['filename'].endswith('.whl') and not o.get('yanked') and oldest and int(oldest[1]) <= sys.version_info[1]
-        def get(url): return urlopen(Request(url, headers={'Accept': 'application/vnd.pypi.simple.v1+json'}), timeout=60).read()
-        try:
-            wheel = max(filter(suits, json.loads(get(PIP))['files']), key=lambda o: o['upload-time'])
-            data = get(urljoin(PIP, wheel['url']))
-        except OSError as e: fail(f'pip cannot be fetched ({e}); on Debian and Ubuntu: sudo apt-get install python3-venv')
-        if hashlib.sha256(data).hexdigest() != wheel['hashes']['sha256']: fail('the pip wheel has a wrong checksum; try again')
-        with TemporaryDirectory() as tmp:
-            path = Path(tmp)/wheel['filename']
-            path.write_bytes(data)
-            sh(self.python, path/'pip', 'install', '--quiet', '--no-index', path)
+    def borrow_pip(self):
+        "Without ensurepip (Debian's python3 alone), let the system's pip install one, if there is any."
+        borrowed = subprocess.run([sys.executable, '-m', 'pip', '--python', str(self.python), 'install', '--quiet', 'pip'])
+        if borrowed.returncode: fail('this Python has neither ensurepip nor pip; on Debian and Ubuntu: sudo apt-get install python3-venv')
 
     def install(self, what, cpu=False):
         pip = [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *([] if sys.stdout.isatty() else ['--quiet'])]
