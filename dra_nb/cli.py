@@ -30,7 +30,7 @@ def _add_data(p, shots=True):
     p.add_argument('--root', help='folder of class folders; the data set is then only a name')
     if shots: p.add_argument('--shots', type=int, default=16, help='training images per class (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #e2bbf523
+# %% ../nbs/14_cli.ipynb #98348d58
 def _demo_args(p):
     p.add_argument('--dataset', default='vehicles', help='embedded set, or folder of class folders (default: %(default)s)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
@@ -46,6 +46,7 @@ def _fit_args(p):
     p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015)")
     p.add_argument('--out', required=True, help='folder for the weights; also holds the checkpoint a killed run resumes from')
 
+# %% ../nbs/14_cli.ipynb #f5ea78c5
 def _evaluate_args(p):
     p.add_argument('dataset', help='embedded set, or folder of class folders')
     p.add_argument('--weights', help='folder written by fit; zero-shot without')
@@ -59,7 +60,7 @@ def _predict_args(p):
     p.add_argument('--template', default='a photo of a {}.', help='sentence with {} for the name (default: "%(default)s")')
     p.add_argument('--top', type=int, default=3, help='answers per image (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #442c4e2f
+# %% ../nbs/14_cli.ipynb #99182b41
 def _bench_args(p):
     p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
     p.add_argument('--datasets', nargs='+', help='embedded sets or folders (default: the 11 embedded sets)')
@@ -79,7 +80,7 @@ def _pretrain_args(p):
 
 def _docs_args(p): p.add_argument('--out', default='_docs', help='folder of the site (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #508718fa
+# %% ../nbs/14_cli.ipynb #f45fd89e
 def build_parser()->argparse.ArgumentParser:
     "The parser of `dra-nb`."
     parser = argparse.ArgumentParser(prog='dra-nb', description='Dynamic Rank Adaptation of CLIP: fine-tune, evaluate, compare.', epilog='example: dra-nb demo')
@@ -92,7 +93,7 @@ def build_parser()->argparse.ArgumentParser:
         if name in ('demo','fit','evaluate','bench'): _add_data(p, shots=name != 'evaluate')
     return parser
 
-# %% ../nbs/14_cli.ipynb #7c6e62fb
+# %% ../nbs/14_cli.ipynb #6dc7f0f1
 def _load(args):
     from dra_nb.clip import load_clip
     return load_clip(args.model, args.pretrained, args.device)
@@ -101,6 +102,7 @@ def _subset(data, which):
     from dra_nb.data import base_new
     return data if which == 'all' else base_new(data)[which == 'new']
 
+# %% ../nbs/14_cli.ipynb #4faab462
 def _fit(args):
     from dataclasses import asdict, replace
     from dra_nb.data import few_shot_split, load_dataset
@@ -128,7 +130,7 @@ def _fit(args):
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
 
-# %% ../nbs/14_cli.ipynb #6bc94ee0
+# %% ../nbs/14_cli.ipynb #fae09f02
 def _with_weights(args):
     from dra_nb.dra import load_dra
     model = _load(args)
@@ -145,7 +147,7 @@ def _evaluate(args):
     if args.out: append_result(args.out, dict(dataset=data.name, subset=args.subset, model=args.model, pretrained=args.pretrained, weights=args.weights,
                                               metrics=dict(accuracy=acc), counts=dict(test=len(data.test)), seconds=dict(test=time.perf_counter()-start), versions=versions()))
 
-# %% ../nbs/14_cli.ipynb #b07447c8
+# %% ../nbs/14_cli.ipynb #0702ade2
 def _class_list(text):
     "Names from a comma-separated line or a file."
     lines = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(',')
@@ -170,7 +172,7 @@ def _predict(args):
         best = row.topk(min(args.top, len(names)))
         print(path + '  ' + '  '.join(f'{names[i]} {100*v:.1f} %' for v,i in zip(best.values.tolist(), best.indices.tolist())))
 
-# %% ../nbs/14_cli.ipynb #19e0eeea
+# %% ../nbs/14_cli.ipynb #e5aeb6d6
 def _workers(args):
     import torch
     cuda = torch.cuda.is_available() if args.device is None else str(args.device).startswith('cuda')
@@ -188,7 +190,7 @@ def _bench(args):
                     model=args.model, pretrained=args.pretrained, root=args.root, shots=args.shots)
     print('\n' + table(summarize(records)) + f'\n\n{len(records)} runs in {args.out}')
 
-# %% ../nbs/14_cli.ipynb #b1c51e4a
+# %% ../nbs/14_cli.ipynb #8cb33617
 def _demo(args):
     from dra_nb.evaluation import bench, summarize, table
     out, start = Path(args.out), time.perf_counter()
@@ -200,7 +202,7 @@ def _demo(args):
     figure = _rank_figure(args, records[-1], out)
     print(f'\n{text}\n\nresults {out/"results.jsonl"}, weights {out/"weights"}, token ranks {figure}; {time.perf_counter()-start:.0f} s')
 
-# %% ../nbs/14_cli.ipynb #acf49891
+# %% ../nbs/14_cli.ipynb #e3b163f1
 def _rank_figure(args, record, out, n=6):
     "Ranks of the patches in three blocks, over test images; the figure's path."
     from matplotlib.figure import Figure
@@ -222,7 +224,7 @@ def _rank_figure(args, record, out, n=6):
     fig.savefig(path := out/'token_ranks.png')
     return path
 
-# %% ../nbs/14_cli.ipynb #6cc4f292
+# %% ../nbs/14_cli.ipynb #eef7f496
 def _data(args):
     from dra_nb.data import check_dataset, load_dataset
     from dra_nb.glyphs import SETS, SHIFTS
@@ -234,6 +236,7 @@ def _data(args):
         bad += len(report['problems'])
     if bad: raise ValueError(f'data: {bad} image(s) cannot be read')
 
+# %% ../nbs/14_cli.ipynb #ff901f87
 def _pretrain(args):
     import torch
     from dataclasses import replace
@@ -249,7 +252,7 @@ def _docs(args):
     for w in warnings: print(f'warning: {w}', file=sys.stderr)
     print(site/'index.html')
 
-# %% ../nbs/14_cli.ipynb #192799f5
+# %% ../nbs/14_cli.ipynb #f86edb88
 def main(argv=None,  # words of the command line; those of the process if None
         )->int:      # exit code
     "Run `dra-nb`."

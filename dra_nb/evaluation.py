@@ -26,7 +26,7 @@ from .files import write_atomically
 from .methods import METHODS, build_method
 from .training import as_method, fit, mixed_precision
 
-# %% ../nbs/13_evaluation.ipynb #92424b73
+# %% ../nbs/13_evaluation.ipynb #90c9fc64
 def predictions(model,             # open_clip model, or a `Method`
                 items:list,        # images
                 classnames:list,   # to choose among
@@ -49,6 +49,7 @@ def predictions(model,             # open_clip model, or a `Method`
     method.start = None
     return torch.cat(out)
 
+# %% ../nbs/13_evaluation.ipynb #517fbc08
 def accuracy(model,             # open_clip model, or a `Method`
              items:list,        # images with labels
              classnames:list,   # to choose among
@@ -63,14 +64,14 @@ def accuracy(model,             # open_clip model, or a `Method`
     if labels.max() >= len(classnames): raise ValueError(f'classnames: got {len(classnames)} names, but a label is {labels.max()}')
     return 100*(predictions(model, items, classnames, template, batch_size, half, amp) == labels).float().mean().item()
 
-# %% ../nbs/13_evaluation.ipynb #01ca0126
+# %% ../nbs/13_evaluation.ipynb #0647cffb
 def harmonic_mean(base:float,  # accuracy on base classes, percent
                   new:float,   # accuracy on new classes, percent
                  )->float:     # percent
     "2bn/(b+n), between the smaller and the larger of the two."
     return 2*base*new/(base+new) if base+new else 0.
 
-# %% ../nbs/13_evaluation.ipynb #c1a6d8f9
+# %% ../nbs/13_evaluation.ipynb #df4b7005
 def run_key(method:str,     # one of `METHODS`
             dataset:str,    # its name
             seed:int,       # of the run
@@ -90,7 +91,7 @@ def _weights(model, pretrained):
     if not path.is_file() or (model != 'glyph-clip' and not pretrained): return pretrained
     return _file_digest(str(path), path.stat().st_mtime_ns)
 
-# %% ../nbs/13_evaluation.ipynb #ac0df742
+# %% ../nbs/13_evaluation.ipynb #a753148d
 @lru_cache(maxsize=1)
 def _stand_in():
     "A CLIP with 48 narrow blocks in each tower."
@@ -115,7 +116,7 @@ def _settings(method, data, model, pretrained, shots, train):
     what = dict(model=model, weights=_weights(model, pretrained), data=glyphs.VERSION if embedded else None, shots=shots, config=own, train=asdict(recipe))
     return json.loads(json.dumps(what)), recipe            # as it will be read back: tuples are lists
 
-# %% ../nbs/13_evaluation.ipynb #d153208d
+# %% ../nbs/13_evaluation.ipynb #7dbfda29
 def versions()->dict:  # what ran
     "Versions that numbers may depend on."
     return dict(dra_nb=dra_nb.__version__, python=platform.python_version(), torch=torch.__version__, open_clip=open_clip.__version__)
@@ -129,7 +130,7 @@ def _clip(name, pretrained, device, weights): return load_clip(name, pretrained,
 @lru_cache(maxsize=4)
 def _dataset(name, root): return load_dataset(name, root)
 
-# %% ../nbs/13_evaluation.ipynb #ce79a4fb
+# %% ../nbs/13_evaluation.ipynb #7819c55a
 def base_to_new(method:str,         # one of `METHODS`
                 dataset,            # name or folder of a data set, or a `Dataset`
                 seed=1,             # of the shots, the first weights and the training
@@ -154,7 +155,7 @@ def base_to_new(method:str,         # one of `METHODS`
         return dict(key=run_key(method, data.name, seed, settings), method=method, dataset=data.name, seed=seed, **result, settings=settings,
                     versions=versions(), device=_device_name(m.device))
 
-# %% ../nbs/13_evaluation.ipynb #18af1b4b
+# %% ../nbs/13_evaluation.ipynb #60404028
 def _run(m, halves, recipe, seed, bar):
     "Train and test, with the time of both."
     base, new = halves
@@ -166,7 +167,7 @@ def _run(m, halves, recipe, seed, bar):
                 counts=dict(train=len(base.train), test_base=len(base.test), test_new=len(new.test), parameters=sum(p.numel() for p in m.trained().values())),
                 seconds=dict(train=clock[1]-clock[0], test=clock[2]-clock[1]))
 
-# %% ../nbs/13_evaluation.ipynb #3b21a3dd
+# %% ../nbs/13_evaluation.ipynb #cf602bde
 def read_results(path)->list:  # records; none if there is no file
     "All records of a results file."
     if not Path(path).exists(): return []
@@ -183,7 +184,7 @@ def append_result(path,         # JSON Lines file, made if missing
     old = Path(path).read_text() if Path(path).exists() else ''
     with write_atomically(path) as tmp: Path(tmp).write_text(old + json.dumps(record) + '\n')
 
-# %% ../nbs/13_evaluation.ipynb #801dafa4
+# %% ../nbs/13_evaluation.ipynb #e0be7232
 def mean_std(values)->tuple:  # mean, and standard deviation with n-1 (None for one value)
     "Mean and spread of a few numbers."
     m = sum(values)/len(values)
@@ -208,7 +209,7 @@ def summarize(records:list,  # of `base_to_new`; of runs with one key the last c
         if pairs: rows.append(_row(m, f'average of {len(shared)}', pairs))
     return rows
 
-# %% ../nbs/13_evaluation.ipynb #7c93916f
+# %% ../nbs/13_evaluation.ipynb #c30d0e77
 def table(rows:list,     # of `summarize`
           digits=2,      # after the point
          )->str:         # Markdown, columns aligned
@@ -221,7 +222,7 @@ def table(rows:list,     # of `summarize`
     rule = '|' + '|'.join('-'*(w+1) + ('-' if i < 2 else ':') for i,w in enumerate(wide)) + '|'
     return '\n'.join([left(lines[0]), rule, *map(left, lines[1:])])
 
-# %% ../nbs/13_evaluation.ipynb #7e4f1c75
+# %% ../nbs/13_evaluation.ipynb #71e333cb
 def plan(methods,            # names
          datasets,           # names or folders
          seeds,              # whole numbers
@@ -239,7 +240,7 @@ def plan(methods,            # names
                 runs.append((run_key(name, data.name, seed, settings), args))
     return runs
 
-# %% ../nbs/13_evaluation.ipynb #838488fc
+# %% ../nbs/13_evaluation.ipynb #877e7ce2
 def _work(args, threads=1):
     "One run in a process of its own."
     torch.set_num_threads(threads)
@@ -254,6 +255,7 @@ def _results(todo, workers):
         for f in as_completed(running): yield running[f], f.result()
     finally: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/13_evaluation.ipynb #84f10f5d
 def bench(methods,      # names
           datasets,     # names or folders
           seeds,        # whole numbers

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'cosine', 'TrainConfig', 'stream', 'mixed_precision', 'full_precision', 'plain_attention', 'Callback',
-           'first_trained', 'encode_images', 'prompt_tokens', 'prompt_start', 'encode_prompts', 'Trainable', 'Method',
-           'as_method', 'register', 'build_method', 'FitError', 'Batches', 'Loop', 'save_checkpoint', 'load_checkpoint',
-           'fit']
+           'first_trained', 'encode_images', 'prompt_tokens', 'prompt_start', 'encode_prompts', 'Regularizer',
+           'Adapted', 'Trainable', 'Method', 'as_method', 'register', 'build_method', 'FitError', 'epoch_plan',
+           'Batches', 'Log', 'Loop', 'save_checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../nbs/12_training.ipynb #a71946f8
 import hashlib, json, math, sys, types
@@ -29,12 +29,21 @@ def cosine(epoch:int,   # from 0
     "The cosine schedule, one value an epoch."
     return .5*(1+math.cos(math.pi*epoch/epochs))
 
-# %% ../nbs/12_training.ipynb #0513c575
+# %% ../nbs/12_training.ipynb #40aa8419
+def _check_config(c):
+    "Refuse settings that cannot work."
+    if c.epochs < 0 or c.batch_size < 1: raise ValueError(f'epochs, batch_size: got {c.epochs}, {c.batch_size}; allowed are epochs >= 0 and batch_size >= 1')
+    if not c.lr > 0: raise ValueError(f'lr: got {c.lr}, allowed are numbers above 0')
+    if not 0 < c.area[0] <= c.area[1] <= 1: raise ValueError(f'area: got {c.area}, allowed is 0 < smallest <= largest <= 1')
+    for n,allowed in dict(amp=('auto','bf16','off'), truncate_text=('exact','always','never')).items():
+        if getattr(c, n) not in allowed: raise ValueError(f'{n}: got {getattr(c, n)!r}, allowed {", ".join(map(repr, allowed))}')
+
+# %% ../nbs/12_training.ipynb #d5fa42d2
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the defaults are the paper's."
     epochs:int = 5             # passes over the shots
-    batch_size:int = 16        # images a step; 128 for ImageNet, `general`, `flags`
+    batch_size:int = 16        # images a step; 128 for ImageNet and `general`
     lr:float = 0.0015          # of SGD, at the first epoch
     momentum:float = 0.9       # of SGD
     weight_decay:float = 5e-4  # of SGD
@@ -43,24 +52,17 @@ class TrainConfig:
     flip:float = .5            # probability of mirroring an image
     amp:str = 'auto'           # 'bf16' autocast, 'off', or 'auto': bf16 where the hardware computes in it
     truncate_text:str = 'exact' # cut prompts after the longest: 'exact' where that changes nothing, 'always', 'never'
-
     def __post_init__(self):
         for n in ('area','ratio'): object.__setattr__(self, n, tuple(getattr(self, n)))
-        if self.epochs < 0 or self.batch_size < 1: raise ValueError(f'epochs, batch_size: got {self.epochs}, {self.batch_size}; allowed are epochs >= 0 and batch_size >= 1')
-        if not self.lr > 0: raise ValueError(f'lr: got {self.lr}, allowed are numbers above 0')
-        if not 0 < self.area[0] <= self.area[1] <= 1: raise ValueError(f'area: got {self.area}, allowed is 0 < smallest <= largest <= 1')
-        for n,allowed in dict(amp=('auto','bf16','off'), truncate_text=('exact','always','never')).items():
-            if getattr(self, n) not in allowed: raise ValueError(f'{n}: got {getattr(self, n)!r}, allowed {", ".join(map(repr, allowed))}')
-
+        _check_config(self)
     @classmethod
     def for_dataset(cls, dataset:Dataset, **changes):
-        "The recipe for a data set: batches of 128 for ImageNet, `general` and `flags` (over 100 base classes), gentle crops without flips for embedded sets."
-        own = {}
-        if dataset.name.startswith(('general','flags','imagenet')): own.update(batch_size=128)
+        "The recipe for a data set: large sets in batches of 128, embedded sets with gentle crops and no flips."
+        own = dict(batch_size=128) if dataset.name.startswith(('general','imagenet')) else {}
         if dataset.train and dataset.train[0].path.startswith('glyphs://'): own.update(area=(.5,1.), flip=0.)
         return cls(**{**own, **changes})
 
-# %% ../nbs/12_training.ipynb #f5153ba8
+# %% ../nbs/12_training.ipynb #4e1ca6f6
 def stream(kind:str,      # what the numbers are for
            seed:int,      # of the run
            number:int,    # of the epoch or step
@@ -70,7 +72,7 @@ def stream(kind:str,      # what the numbers are for
     key = hashlib.sha256(f'{kind}/{seed}/{number}'.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:7], 'big'))
 
-# %% ../nbs/12_training.ipynb #1bc68fd0
+# %% ../nbs/12_training.ipynb #dfd3cd6f
 def mixed_precision(mode:str,   # 'auto', 'bf16' or 'off'
                     device='cpu', # where the model is
                    ):           # a context manager
@@ -81,12 +83,12 @@ def mixed_precision(mode:str,   # 'auto', 'bf16' or 'off'
         mode = 'bf16' if (kind == 'cuda' and torch.cuda.get_device_capability(device)[0] >= 8) or (kind == 'cpu' and any(cpu)) else 'off'
     return torch.autocast(kind, torch.bfloat16) if mode == 'bf16' else nullcontext()
 
-# %% ../nbs/12_training.ipynb #3b62c709
+# %% ../nbs/12_training.ipynb #b9861092
 def full_precision(device='cpu'):  # where the model is
     "Switch autocast off inside a block that switched it on."
     return torch.autocast(torch.device(device).type, enabled=False)
 
-# %% ../nbs/12_training.ipynb #cf10ef6d
+# %% ../nbs/12_training.ipynb #61ee8740
 def _attention(self, query, key=None, value=None, key_padding_mask=None, need_weights=False, attn_mask=None, **kwargs):
     "softmax(QKᵀ/√d_h)V, for self-attention with the batch first."
     B, N, d = query.shape
@@ -106,7 +108,7 @@ def plain_attention(model:nn.Module):  # open_clip model; its blocks call torch'
     finally:
         for m in layers: del m.forward
 
-# %% ../nbs/12_training.ipynb #e4daebd5
+# %% ../nbs/12_training.ipynb #d0eee60f
 class Callback:
     "Called by the loop; override what you need."
     def before_fit(self, loop): pass
@@ -115,7 +117,7 @@ class Callback:
     def after_epoch(self, loop): pass
     def after_fit(self, loop): pass
 
-# %% ../nbs/12_training.ipynb #c19d990b
+# %% ../nbs/12_training.ipynb #cf7968d6
 def first_trained(blocks)->int:  # number of blocks if nothing is trained
     "Index of the first block with a trained weight."
     return next((i for i,b in enumerate(blocks) if any(p.requires_grad for p in b.parameters())), len(blocks))
@@ -132,7 +134,7 @@ def encode_images(model,          # open_clip model
     x = run_blocks(blocks[first:], x)
     with full_precision(images.device): return project_image(model, x.float())
 
-# %% ../nbs/12_training.ipynb #3dc77377
+# %% ../nbs/12_training.ipynb #92c6f9b1
 def _ranks_padding(model):
     "Does a text adapter use statistics over padding while it trains?"
     return any(getattr(a.config, 'padding', 'real') == 'all' for n,a in adapters(model).items() if n.startswith('text'))
@@ -149,7 +151,7 @@ def prompt_tokens(model,           # open_clip model
     causal, exact = text_tower(model).mask is not None, not (training and _ranks_padding(model))
     return cut_padding(tokens) if causal and (cut == 'always' or cut == 'exact' and exact) else tokens
 
-# %% ../nbs/12_training.ipynb #22ec0a9b
+# %% ../nbs/12_training.ipynb #7840ae58
 def prompt_start(model,          # open_clip model
                  tokens:Tensor,  # (C,n)
                 )->tuple:        # (first trained block, its input (C,n,d))
@@ -167,42 +169,15 @@ def encode_prompts(model,          # open_clip model
     with set_valid(model, real_tokens(tokens)): x = run_blocks(tower.blocks[first:], x, tower.mask)
     with full_precision(tokens.device): return project_text(model, x.float(), tokens)
 
-# %% ../nbs/12_training.ipynb #68a78cc2
-_RESCALED_LR = .15   # chosen on base classes only, the last third of them playing new
-
-class Trainable(nn.Module, Callback):
-    "The training half of a `Method`; expects `self.model` and `self.logits`."
-    def train(self, mode=True):
-        super().train(mode); self.model.eval()
-        for a in adapters(self.model).values(): a.train(mode)
-        return self
-    def trained(self)->dict:
-        "Name → parameter, of all that is trained."
-        return {n: p for n,p in self.named_parameters() if p.requires_grad}
-    def recipe(self, dataset:Dataset)->TrainConfig:
-        "How this method is trained on a data set: the paper's recipe, with a rate of its own where gradients are rescaled."
-        rescaled = any(a.config.gradient == 'rescaled' for a in adapters(self.model).values())
-        return TrainConfig.for_dataset(dataset, **(dict(lr=_RESCALED_LR) if rescaled else {}))
-    def rate(self, epoch:int, config:TrainConfig)->float:
-        "The learning rate of an epoch."
-        return config.lr*cosine(epoch, config.epochs)
-    def optimizer(self, config:TrainConfig):
-        return torch.optim.SGD(list(self.trained().values()), config.lr, config.momentum, weight_decay=config.weight_decay)
+# %% ../nbs/12_training.ipynb #2bb28d10
+class Regularizer(Callback):
+    "Adds the consistency terms of DRA to the loss (Eq. 20)."
     def after_loss(self, loop):
-        "Eq. 20: the regularizers of DRA."
-        if adapters(self.model): loop.loss = loop.loss + loop.log('regularizer', regularization(self.model))
-    def step(self, loop):
-        "One update from `loop.images` and `loop.labels`."
-        with loop.precision(): loop.logits = self.logits(loop.images)
-        loop.loss = loop.log('loss', F.cross_entropy(loop.logits.float(), loop.labels))
-        loop.call('after_loss')
-        loop.optimizer.zero_grad()
-        loop.checked_loss().backward()
-        loop.optimizer.step()
+        if adapters(loop.method.model): loop.loss = loop.loss + loop.log('regularizer', regularization(loop.method.model))
 
-# %% ../nbs/12_training.ipynb #8ba92fb4
-class Method(Trainable):
-    "CLIP with whatever it carries, as training and evaluation see it."
+# %% ../nbs/12_training.ipynb #6e470709
+class Adapted(nn.Module, Callback):
+    "A CLIP and what a method added to it."
     def __init__(self,
                  model,        # open_clip model from `load_clip`, with or without adapters
                  config=None,  # dataclass with the method's settings, for the record
@@ -212,6 +187,42 @@ class Method(Trainable):
         self.model, self.config, self.name = model, config, name
     @property
     def device(self): return next(self.model.parameters()).device
+    def train(self, mode=True):
+        super().train(mode); self.model.eval()
+        for a in adapters(self.model).values(): a.train(mode)
+        return self
+    def trained(self)->dict:
+        "Name → parameter, of all that is trained."
+        return {n: p for n,p in self.named_parameters() if p.requires_grad}
+    def save(self, folder): return save_dra(self.model, folder)
+    def remove(self): return remove_dra(self.model)
+
+# %% ../nbs/12_training.ipynb #198c14a9
+_RESCALED_LR = .15   # chosen on base classes only, the last third of them playing new
+
+class Trainable(Adapted):
+    "How it is trained; expects `self.logits`."
+    def recipe(self, dataset:Dataset)->TrainConfig:
+        "The paper's recipe, with a rate of its own where gradients are rescaled."
+        rescaled = any(a.config.gradient == 'rescaled' for a in adapters(self.model).values())
+        return TrainConfig.for_dataset(dataset, **(dict(lr=_RESCALED_LR) if rescaled else {}))
+    def rate(self, epoch:int, config:TrainConfig)->float:
+        "The learning rate of an epoch."
+        return config.lr*cosine(epoch, config.epochs)
+    def optimizer(self, config:TrainConfig):
+        return torch.optim.SGD(list(self.trained().values()), config.lr, config.momentum, weight_decay=config.weight_decay)
+    def step(self, loop):
+        "One update from `loop.images` and `loop.labels`."
+        with loop.precision(): loop.logits = self.logits(loop.images)
+        loop.loss = loop.log('loss', F.cross_entropy(loop.logits.float(), loop.labels))
+        loop.call('after_loss')
+        loop.optimizer.zero_grad()
+        loop.checked_loss().backward()
+        loop.optimizer.step()
+
+# %% ../nbs/12_training.ipynb #73fc53ce
+class Method(Trainable):
+    "CLIP with whatever it carries, as training and evaluation see it."
     def set_classes(self, classnames, template, half='base', cut='exact'):
         "Choose among these classes from now on; `half` says whether they are 'base' or 'new'."
         self.tokens = prompt_tokens(self.model, classnames, template, cut, self.training).to(self.device)
@@ -226,14 +237,12 @@ class Method(Trainable):
         text = self.text_features() if text is None else text
         images = self.image_features(images)
         with full_precision(self.device): return class_logits(images, text, self.model.logit_scale)
-    def save(self, folder): return save_dra(self.model, folder)
-    def remove(self): return remove_dra(self.model)
 
 def as_method(model)->Method:  # itself, if it is one
     "An open_clip model as a `Method`."
     return model if isinstance(model, Method) else Method(model)
 
-# %% ../nbs/12_training.ipynb #4fafc0c5
+# %% ../nbs/12_training.ipynb #d6a2e11b
 METHODS = {}
 
 def register(name:str):  # in tables and on the command line
@@ -252,7 +261,7 @@ def build_method(name:str,     # one of `METHODS`
     method.name = name
     return method
 
-# %% ../nbs/12_training.ipynb #16e992e8
+# %% ../nbs/12_training.ipynb #81fb00e8
 class FitError(ValueError):
     "Training had to stop."
     def __init__(self,
@@ -261,7 +270,17 @@ class FitError(ValueError):
                 ): super().__init__(message, step); self.step = step
     def __str__(self): return self.args[0]
 
-# %% ../nbs/12_training.ipynb #d42f07ee
+# %% ../nbs/12_training.ipynb #3518ea7d
+def epoch_plan(n:int,       # shots
+               flip:float,  # probability of a flip
+               seed:int,    # of the run
+               epoch:int,   # from 0
+              )->tuple:     # order (n ints), draws for `crop_box` (n times (11,2)), flips (n,) bool
+    "An epoch's order, crops and flips."
+    order, crop, mirror = (stream(kind, seed, epoch) for kind in ('order','crop','flip'))
+    return torch.randperm(n, generator=order).tolist(), torch.rand(n, 11, 2, generator=crop).tolist(), torch.rand(n, generator=mirror) < flip
+
+# %% ../nbs/12_training.ipynb #49cd3423
 class Batches:
     "The training batches of a run, each a function of the seed and the step."
     def __init__(self,
@@ -276,22 +295,27 @@ class Batches:
         self.labels = torch.tensor([o.label for o in dataset.train], device=device)
         self.per_epoch = max(1, len(dataset.train)//config.batch_size)
     def __len__(self): return self.per_epoch*self.config.epochs
-    def plan(self, epoch):
-        "Draw an epoch's order, crops and flips."
-        n, gen = len(self.shots), lambda kind: stream(kind, self.seed, epoch)
-        self.order = torch.randperm(n, generator=gen('order')).tolist()
-        self.draws = torch.rand(n, 11, 2, generator=gen('crop')).tolist()
-        self.flips = torch.rand(n, generator=gen('flip')) < self.config.flip
-        self.epoch = epoch
     def __getitem__(self, step):
-        epoch, i = divmod(step, self.per_epoch)
-        if self.epoch != epoch: self.plan(epoch)
-        part = slice(i*self.config.batch_size, (i+1)*self.config.batch_size)
-        index = self.order[part]
-        return self.shots.crops(index, self.draws[part], self.flips[part], self.config.area, self.config.ratio), self.labels[index]
+        c, (epoch, i) = self.config, divmod(step, self.per_epoch)
+        if self.epoch != epoch: self.epoch, self.plan = epoch, epoch_plan(len(self.shots), c.flip, self.seed, epoch)
+        index, draws, flips = (o[i*c.batch_size:(i+1)*c.batch_size] for o in self.plan)
+        return self.shots.crops(index, draws, flips, c.area, c.ratio), self.labels[index]
 
-# %% ../nbs/12_training.ipynb #f563cb29
-class Loop:
+# %% ../nbs/12_training.ipynb #9b46665c
+class Log:
+    "Means of an epoch, and the history of all epochs."
+    def __init__(self): self.history, self.sums = [], {}
+    def log(self, name, value):
+        "Add a number to the epoch's mean of `name`; gives it back."
+        total, count = self.sums.get(name, (0., 0))
+        self.sums[name] = total+float(value.detach() if torch.is_tensor(value) else value), count+1
+        return value
+    def means(self): return {n: total/count for n,(total,count) in self.sums.items()}
+    def close_epoch(self, **facts):
+        self.history.append({**facts, **self.means()}); self.sums = {}
+
+# %% ../nbs/12_training.ipynb #08f59794
+class Loop(Log):
     "The state of a training run, which callbacks may read and change."
     def __init__(self,
                  method:Method,       # what is trained
@@ -300,19 +324,15 @@ class Loop:
                  seed:int,            # of order, crops and noise
                  callbacks=(),        # told after the method itself
                 ):
+        super().__init__()
         self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
-        self.callbacks, self.noise = [method, *callbacks], torch.Generator(method.device)
+        self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
         self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
         self.optimizer, self.trained = method.optimizer(config), method.trained()
-        self.step, self.history, self.sums, self.good = 0, [], {}, {}      # step counts the steps made
+        self.step, self.good = 0, {}               # steps made; weights of the last finite loss
     def call(self, event):
         for c in self.callbacks: getattr(c, event)(self)
     def precision(self): return mixed_precision(self.config.amp, self.method.device)
-    def log(self, name, value):
-        "Add a number to the epoch's mean of `name`; gives it back."
-        total, count = self.sums.get(name, (0., 0))
-        self.sums[name] = total+float(value.detach() if torch.is_tensor(value) else value), count+1
-        return value
     def checked_loss(self):
         "The loss, if it is a number; else the last good weights and an error."
         if bool(torch.isfinite(self.loss)):
@@ -321,7 +341,7 @@ class Loop:
         for n,p in self.good.items(): self.trained[n].data.copy_(p)
         raise FitError(f'the loss became {self.loss.item()} at step {self.step+1} (epoch {self.step//self.batches.per_epoch+1}); the last good weights are kept', self.step+1)
 
-# %% ../nbs/12_training.ipynb #58de19d5
+# %% ../nbs/12_training.ipynb #75cb2502
 def _one_step(loop):
     epoch, last = loop.step//loop.batches.per_epoch, (loop.step+1)%loop.batches.per_epoch == 0
     images, loop.labels = loop.batches[loop.step]
@@ -334,11 +354,10 @@ def _one_step(loop):
     loop.step += 1
     loop.call('after_step')
     if last:
-        loop.history.append(dict(epoch=epoch+1, lr=loop.lr, **{n: total/count for n,(total,count) in loop.sums.items()}))
-        loop.sums = {}
+        loop.close_epoch(epoch=epoch+1, lr=loop.lr)
         loop.call('after_epoch')
 
-# %% ../nbs/12_training.ipynb #80ba414c
+# %% ../nbs/12_training.ipynb #12392c89
 def _identity(loop):
     "A digest of what makes this run this run."
     method, parts = loop.method, [[o.path, o.label] for o in loop.dataset.train]
@@ -347,6 +366,7 @@ def _identity(loop):
     what = [method.name, own, asdict(loop.config), loop.seed, parts, loop.dataset.classnames, loop.dataset.template, shapes]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
 
+# %% ../nbs/12_training.ipynb #37e258c9
 def save_checkpoint(loop:Loop,  # after a step
                     path,       # file
                    ):
@@ -366,7 +386,7 @@ def load_checkpoint(loop:Loop,  # of the same run, before its first step
     loop.optimizer.load_state_dict(state['optimizer'])
     loop.step, loop.history, loop.sums = state['step'], state['history'], state['sums']
 
-# %% ../nbs/12_training.ipynb #7eb4fe5e
+# %% ../nbs/12_training.ipynb #643977a7
 def fit(model,            # open_clip model with adapters, or a `Method`
         dataset:Dataset,  # `train` holds the shots
         config=None,      # `TrainConfig`; the method's recipe for this data set if None
@@ -387,7 +407,7 @@ def fit(model,            # open_clip model with adapters, or a `Method`
         with plain_attention(method.model) if method.device.type == 'cpu' else nullcontext(): return _run(method, dataset, config, seed, callbacks, checkpoint, every, bar)
     finally: _finish(method)
 
-# %% ../nbs/12_training.ipynb #2e4aef3e
+# %% ../nbs/12_training.ipynb #c80a533b
 def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     loop = Loop(method, dataset, config, seed, callbacks)
     with loop.precision(): method.set_classes(dataset.classnames, dataset.template, cut=config.truncate_text)
@@ -404,9 +424,10 @@ def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     loop.call('after_fit')
     return loop.history
 
+# %% ../nbs/12_training.ipynb #8bd3b22e
 def _progress(loop):
     "Epoch, and this epoch's means of loss and accuracy so far."
-    now = {n: total/count for n,(total,count) in loop.sums.items()} or loop.history[-1]
+    now = loop.means() or loop.history[-1]
     return {'epoch': -(-loop.step//loop.batches.per_epoch), **{n: now[n] for n in ('loss','accuracy')}}
 
 def _finish(method):
