@@ -93,9 +93,11 @@ def _weights(model, pretrained):
 
 # %% ../nbs/13_evaluation.ipynb #a753148d
 @lru_cache(maxsize=1)
-def _stand_in():
-    "A CLIP with 48 narrow blocks in each tower."
-    with torch.random.fork_rng(devices=[]): return build_glyph_clip(GlyphClipConfig(embed_dim=8, width=8, layers=48, head_width=8, image_size=16, context=8))
+def _stand_in(name):
+    "A CLIP with 48 narrow blocks in each tower, under the name of the one it stands in for, on which recipes depend."
+    with torch.random.fork_rng(devices=[]): model = build_glyph_clip(GlyphClipConfig(embed_dim=8, width=8, layers=48, head_width=8, image_size=16, context=8))
+    model.clip_name = name
+    return model
 
 @contextmanager
 def _method_on(clip, name, seed=1, config=None):
@@ -234,7 +236,7 @@ def plan(methods,            # names
     for d in datasets:
         data = _dataset(str(d), root)
         for name in methods:
-            with _method_on(_stand_in(), name) as m: settings, recipe = _settings(m, data, model, pretrained, shots, train)
+            with _method_on(_stand_in(model), name) as m: settings, recipe = _settings(m, data, model, pretrained, shots, train)
             for seed in seeds if recipe.epochs else seeds[:1]:
                 args = dict(method=name, dataset=str(d), seed=seed, model=model, pretrained=pretrained, root=root, shots=shots, train=train)
                 runs.append((run_key(name, data.name, seed, settings), args))

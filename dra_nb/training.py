@@ -43,7 +43,7 @@ def _check_config(c):
 class TrainConfig:
     "How to train; the defaults are the paper's."
     epochs:int = 5             # passes over the shots
-    batch_size:int = 16        # images a step; 128 for ImageNet and `general`
+    batch_size:int = 16        # images a step; 128 for ImageNet, `general`, `flags`
     lr:float = 0.0015          # of SGD, at the first epoch
     momentum:float = 0.9       # of SGD
     weight_decay:float = 5e-4  # of SGD
@@ -57,8 +57,8 @@ class TrainConfig:
         _check_config(self)
     @classmethod
     def for_dataset(cls, dataset:Dataset, **changes):
-        "The recipe for a data set: large sets in batches of 128, embedded sets with gentle crops and no flips."
-        own = dict(batch_size=128) if dataset.name.startswith(('general','imagenet')) else {}
+        "The recipe for a data set: large sets (over 100 base classes) in batches of 128, embedded sets with gentle crops and no flips."
+        own = dict(batch_size=128) if dataset.name.startswith(('general','flags','imagenet')) else {}
         if dataset.train and dataset.train[0].path.startswith('glyphs://'): own.update(area=(.5,1.), flip=0.)
         return cls(**{**own, **changes})
 
@@ -198,14 +198,15 @@ class Adapted(nn.Module, Callback):
     def remove(self): return remove_dra(self.model)
 
 # %% ../nbs/12_training.ipynb #198c14a9
-_RESCALED_LR = .15   # chosen on base classes only, the last third of them playing new
+_GLYPH_CLIP_LR = .015   # chosen on training images of base classes, the last third of them playing new
 
 class Trainable(Adapted):
     "How it is trained; expects `self.logits`."
     def recipe(self, dataset:Dataset)->TrainConfig:
-        "The paper's recipe, with a rate of its own where gradients are rescaled."
+        "The paper's recipe, with a rate of its own for rescaled gradients on glyph-clip."
         rescaled = any(a.config.gradient == 'rescaled' for a in adapters(self.model).values())
-        return TrainConfig.for_dataset(dataset, **(dict(lr=_RESCALED_LR) if rescaled else {}))
+        ours = getattr(self.model, 'clip_name', '') == 'glyph-clip'
+        return TrainConfig.for_dataset(dataset, **(dict(lr=_GLYPH_CLIP_LR) if rescaled and ours else {}))
     def rate(self, epoch:int, config:TrainConfig)->float:
         "The learning rate of an epoch."
         return config.lr*cosine(epoch, config.epochs)
