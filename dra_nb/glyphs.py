@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../nbs/10_glyphs.ipynb #e318d57e
+# %% ../nbs/10_glyphs.ipynb #b90b54a2
 SIZE = 64
 SETS = ('general', 'flags', 'symbols', 'faces', 'animals', 'activities', 'tools', 'food', 'places', 'plants', 'vehicles')
 SHIFTS = ('general-v2', 'general-sketch', 'general-adversarial', 'general-rendition')
@@ -151,7 +151,7 @@ def labels(
     "The labels of a split, in image order."
     return torch.arange(n_images(name, split)) // per_class(name, split)
 
-# %% ../nbs/10_glyphs.ipynb #606923de
+# %% ../nbs/10_glyphs.ipynb #b0ebe44f
 class Look(NamedTuple):
     "How hard compositions are."
     size:tuple = (.55, .95)   # side of the drawing as a share of the frame, smallest and largest
