@@ -198,7 +198,7 @@ class Adapted(nn.Module, Callback):
     def remove(self): return remove_dra(self.model)
 
 # %% ../nbs/12_training.ipynb #198c14a9
-_GLYPH_CLIP_LR = .015   # chosen on training images of base classes, the last third of them playing new
+_GLYPH_CLIP_LR = .015   # provisional; how it was chosen, and with what in view, stands on the results page
 
 class Trainable(Adapted):
     "How it is trained; expects `self.logits`."
