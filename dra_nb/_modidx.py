@@ -30,6 +30,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'dra_nb.adapter.scale_gradient': ('adapter.html#scale_gradient', 'dra_nb/adapter.py'),
                                 'dra_nb.adapter.scale_value': ('adapter.html#scale_value', 'dra_nb/adapter.py')},
             'dra_nb.channels': {'dra_nb.channels.channel_scores': ('channels.html#channel_scores', 'dra_nb/channels.py')},
+            'dra_nb.claims': { 'dra_nb.claims.read_claims': ('does_it_hold.html#read_claims', 'dra_nb/claims.py'),
+                               'dra_nb.claims.record_claim': ('does_it_hold.html#record_claim', 'dra_nb/claims.py')},
             'dra_nb.cli': { 'dra_nb.cli._add_data': ('cli.html#_add_data', 'dra_nb/cli.py'),
                             'dra_nb.cli._add_model': ('cli.html#_add_model', 'dra_nb/cli.py'),
                             'dra_nb.cli._bench': ('cli.html#_bench', 'dra_nb/cli.py'),
