@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tower', 'image_tower', 'text_tower', 'embed_image', 'run_blocks', 'project_image', 'image_features', 'tokenize',
-           'embed_text', 'project_text', 'cut_padding', 'text_features', 'class_logits', 'class_probabilities',
+           'embed_text', 'project_text', 'text_features', 'cut_padding', 'class_logits', 'class_probabilities',
            'GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'load_clip']
 
 # %% ../nbs/01_clip.ipynb #5245feb9
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from .files import write_atomically
 
-# %% ../nbs/01_clip.ipynb #28024e55
+# %% ../nbs/01_clip.ipynb #16bd1261
 class Tower(NamedTuple):
     "What adapters need to know of a tower."
     blocks:nn.ModuleList   # transformer blocks, first to last
@@ -45,9 +45,10 @@ def text_tower(
     "The text tower, whether it is part of the model (`CLIP`) or a module of its own (`CustomTextCLIP`)."
     t = getattr(model, 'text', model)
     if not hasattr(t, 'transformer') or not hasattr(t.transformer, 'resblocks'): raise ValueError(f'model: its text tower is a {type(t).__name__}, only open_clip text transformers are supported')
+    if getattr(t, 'cls_emb', None) is not None or getattr(t, 'use_pad_mask', False): raise ValueError('model: its text tower has a class token or a padding mask (CoCa), only plain text transformers are supported')
     return Tower(t.transformer.resblocks, t.transformer.width, t.attn_mask)
 
-# %% ../nbs/01_clip.ipynb #ca5c3ba8
+# %% ../nbs/01_clip.ipynb #81b7dad7
 def embed_image(
     model:nn.Module,  # an open_clip CLIP
     images:Tensor     # (B,3,S,S) normalised
@@ -55,7 +56,7 @@ def embed_image(
     "Class token and patch embeddings with positions (Eq. 1)."
     return model.visual._embeds(images)
 
-# %% ../nbs/01_clip.ipynb #23cd96fa
+# %% ../nbs/01_clip.ipynb #60213e00
 def run_blocks(
     blocks,            # transformer blocks to run, in order
     x:Tensor,          # (B,N,d)
@@ -66,7 +67,7 @@ def run_blocks(
     for b in blocks: x = b(x, attn_mask=mask)
     return x
 
-# %% ../nbs/01_clip.ipynb #4c51cba7
+# %% ../nbs/01_clip.ipynb #7104699d
 def project_image(
     model:nn.Module,  # an open_clip CLIP
     x:Tensor          # (B,N,d) output of the last block
@@ -83,7 +84,7 @@ def image_features(
     "Equations 1 to 3 in one call."
     return project_image(model, run_blocks(image_tower(model).blocks, embed_image(model, images)))
 
-# %% ../nbs/01_clip.ipynb #82a55edb
+# %% ../nbs/01_clip.ipynb #6c51ee15
 def tokenize(
     model:nn.Module,                    # a model of `load_clip` (it carries its tokenizer)
     classnames,                         # C names; underscores count as spaces
@@ -93,7 +94,7 @@ def tokenize(
     if template.count('{}') != 1: raise ValueError(f'template: got {template!r}, it must hold exactly one {{}} for the class name')
     return model.tokenizer([template.format(n.replace('_', ' ')) for n in classnames])
 
-# %% ../nbs/01_clip.ipynb #16eade20
+# %% ../nbs/01_clip.ipynb #01943df8
 def embed_text(
     model:nn.Module,  # an open_clip CLIP
     tokens:Tensor     # (C,N) int64, N at most the context length
@@ -102,7 +103,7 @@ def embed_text(
     t = getattr(model, 'text', model)
     return t.token_embedding(tokens) + t.positional_embedding[:tokens.shape[1]]
 
-# %% ../nbs/01_clip.ipynb #d057e3a1
+# %% ../nbs/01_clip.ipynb #5ec315c1
 def project_text(
     model:nn.Module,  # an open_clip CLIP
     x:Tensor,         # (C,N,d) output of the last block
@@ -115,12 +116,6 @@ def project_text(
     p = t.text_projection
     return x if p is None else p(x) if isinstance(p, nn.Linear) else x @ p
 
-def cut_padding(
-    tokens:Tensor  # (C,N) int64, zeros after the end of each text
-)->Tensor:         # (C,n), n = the longest text
-    "Drop the columns in which every text is padding: with a causal mask nothing before them changes."
-    return tokens[:, :int((tokens != 0).sum(1).max())]
-
 def text_features(
     model:nn.Module,  # an open_clip CLIP
     tokens:Tensor     # (C,N) int64
@@ -129,7 +124,14 @@ def text_features(
     t = text_tower(model)
     return project_text(model, run_blocks(t.blocks, embed_text(model, tokens), t.mask), tokens)
 
-# %% ../nbs/01_clip.ipynb #85cd8d8c
+# %% ../nbs/01_clip.ipynb #915c44aa
+def cut_padding(
+    tokens:Tensor  # (C,N) int64, zeros after the end of each text
+)->Tensor:         # (C,n), n = the longest text
+    "Drop the columns in which every text is padding: with a causal mask nothing before them changes."
+    return tokens[:, :int((tokens != 0).sum(1).max())]
+
+# %% ../nbs/01_clip.ipynb #6036779e
 def class_logits(
     image_features:Tensor,  # (B,D)
     text_features:Tensor,   # (C,D)
@@ -146,7 +148,7 @@ def class_probabilities(
     "Zero-shot classification (Eq. 7)."
     return class_logits(image_features, text_features, logit_scale).softmax(-1)
 
-# %% ../nbs/01_clip.ipynb #568f6470
+# %% ../nbs/01_clip.ipynb #9c5859e4
 @dataclass(frozen=True)
 class GlyphClipConfig:
     "The shape of glyph-clip."
@@ -168,7 +170,7 @@ def build_glyph_clip(
                            dict(context_length=c.context, width=c.width, heads=c.width//c.head_width, layers=c.layers))
     return _attach(model, 'glyph-clip', None, open_clip.get_tokenizer('ViT-B-16', context_length=c.context), (.5,)*3, (.25,)*3)
 
-# %% ../nbs/01_clip.ipynb #12160001
+# %% ../nbs/01_clip.ipynb #d2bc8d61
 def _attach(model, name, pretrained, tokenizer, mean, std):
     "Give a model what belongs to it: tokenizer, test transform, image size, normalisation."
     size = model.visual.image_size
@@ -177,7 +179,7 @@ def _attach(model, name, pretrained, tokenizer, mean, std):
     model.preprocess = open_clip.image_transform(model.image_size, is_train=False, mean=model.mean, std=model.std)
     return model
 
-# %% ../nbs/01_clip.ipynb #bcec49dd
+# %% ../nbs/01_clip.ipynb #435dd698
 def save_glyph_clip(
     model:nn.Module,     # a model of `build_glyph_clip`
     path,                # the safetensors file
@@ -197,7 +199,7 @@ def glyph_clip_facts(
     "What the weights file says of its own training."
     with safe_open(str(path or _glyph_clip_file()), 'pt') as f: return json.loads(f.metadata()['facts'])
 
-# %% ../nbs/01_clip.ipynb #a03a20ef
+# %% ../nbs/01_clip.ipynb #e0331ea4
 def _glyph_clip_file(): return files('dra_nb')/'assets'/'glyph-clip.safetensors'
 
 def _load_glyph_clip(path):
@@ -211,7 +213,7 @@ def _load_glyph_clip(path):
     model.load_state_dict({k: v.float() for k, v in state.items()} | {'token_embedding.weight': table})
     return model
 
-# %% ../nbs/01_clip.ipynb #448d7bac
+# %% ../nbs/01_clip.ipynb #a49eb541
 def load_clip(
     name:str,              # 'glyph-clip', or a model name of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
