@@ -10,14 +10,14 @@ import argparse, json, os, sys, time
 from pathlib import Path
 from . import __version__
 
-# %% ../nbs/14_cli.ipynb #f6ddbe72
+# %% ../nbs/14_cli.ipynb #7850036c
 _HELP = dict(
     demo=('fine-tune on one embedded set and compare: zero-shot, adapter, DRA', 'dra-nb demo'),
     fit=('train a method on a few shots and save its weights', 'dra-nb fit vehicles --method dra --out weights/vehicles'),
     evaluate=('accuracy of a model, with or without trained weights', 'dra-nb evaluate vehicles --subset new --weights weights/vehicles'),
     predict=('classify images', 'dra-nb predict photo.jpg other.png --classes "cat,dog,fire engine" --weights weights/vehicles'),
     bench=('methods × data sets × seeds into a results file; resumes where it stopped', 'dra-nb bench --methods zero-shot adapter dra --datasets vehicles food --seeds 1 2 3 --out results.jsonl'),
-    data=('what data sets there are, and whether one is in order', 'dra-nb data check vehicles my/folder'),
+    data=('are data sets in order? fetch a public one', 'dra-nb data check oxford_pets --root DATA'),
     pretrain=('pre-train glyph-clip', 'dra-nb pretrain --device cuda'),
     docs=('build the documentation site', 'dra-nb docs'))
 
@@ -27,18 +27,18 @@ def _add_model(p):
     p.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
 
 def _add_data(p, shots=True):
-    p.add_argument('--root', help='folder of class folders; the data set is then only a name')
+    p.add_argument('--root', help='folder that holds the public data sets (oxford_pets, dtd, …); or a folder or CSV file of your own, whose name is then only a name')
     if shots: p.add_argument('--shots', type=int, default=16, help='training images per class (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #98348d58
+# %% ../nbs/14_cli.ipynb #6e6eb42b
 def _demo_args(p):
-    p.add_argument('--dataset', default='vehicles', help='embedded set, or folder of class folders (default: %(default)s)')
+    p.add_argument('--dataset', default='vehicles', help='embedded or public set, own folder of class folders or CSV file (default: %(default)s)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
     p.add_argument('--out', default='dra-nb-demo', help='folder for results, weights and the figure (default: %(default)s)')
     p.add_argument('--workers', type=int, help='processes (default: one a core, one on a GPU)')
 
 def _fit_args(p):
-    p.add_argument('dataset', help='embedded set, or folder of class folders')
+    p.add_argument('dataset', help='embedded or public set, own folder of class folders or CSV file')
     p.add_argument('--method', default='dra', help='(default: %(default)s)')
     p.add_argument('--subset', choices=('all','base','new'), default='all', help='classes to train on (default: %(default)s)')
     p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
@@ -46,9 +46,9 @@ def _fit_args(p):
     p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015)")
     p.add_argument('--out', required=True, help='folder for the weights; also holds the checkpoint a killed run resumes from')
 
-# %% ../nbs/14_cli.ipynb #f5ea78c5
+# %% ../nbs/14_cli.ipynb #f96b6224
 def _evaluate_args(p):
-    p.add_argument('dataset', help='embedded set, or folder of class folders')
+    p.add_argument('dataset', help='embedded or public set, own folder of class folders or CSV file')
     p.add_argument('--weights', help='folder written by fit; zero-shot without')
     p.add_argument('--subset', choices=('all','base','new'), default='all', help='classes to choose among (default: %(default)s)')
     p.add_argument('--out', help='append the result to this JSON Lines file')
@@ -60,18 +60,20 @@ def _predict_args(p):
     p.add_argument('--template', default='a photo of a {}.', help='sentence with {} for the name (default: "%(default)s")')
     p.add_argument('--top', type=int, default=3, help='answers per image (default: %(default)s)')
 
-# %% ../nbs/14_cli.ipynb #99182b41
+# %% ../nbs/14_cli.ipynb #df921f4d
 def _bench_args(p):
     p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
-    p.add_argument('--datasets', nargs='+', help='embedded sets or folders (default: the 11 embedded sets)')
+    p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files (default: the 11 embedded sets)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
     p.add_argument('--out', default='results.jsonl', help='results file (default: %(default)s)')
     p.add_argument('--save', help='folder for the trained weights of every run')
     p.add_argument('--workers', type=int, help='processes (default: one a core, one on a GPU)')
 
 def _data_args(p):
-    p.add_argument('action', choices=('check',))
-    p.add_argument('datasets', nargs='*', help='embedded sets or folders (default: all embedded sets)')
+    p.add_argument('action', choices=('check','download'))
+    p.add_argument('datasets', nargs='*', metavar='NAME', help='embedded or public sets, own folders or CSV files (default: all public sets with --root, all embedded sets without)')
+    p.add_argument('--root', help='folder that holds the public data sets')
+    p.add_argument('--quick', action='store_true', help='look whether the images are there, but do not open them')
 
 def _pretrain_args(p):
     p.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; a run found there goes on (default: %(default)s)')
@@ -102,22 +104,27 @@ def _subset(data, which):
     from dra_nb.data import base_new
     return data if which == 'all' else base_new(data)[which == 'new']
 
-# %% ../nbs/14_cli.ipynb #4faab462
-def _fit(args):
-    from dataclasses import asdict, replace
+# %% ../nbs/14_cli.ipynb #03a81ef9
+def _plan_fit(args):
+    "Data, method and recipe of a fit."
+    from dataclasses import replace
     from dra_nb.data import few_shot_split, load_dataset
-    from dra_nb.evaluation import versions
-    from dra_nb.files import write_atomically
     from dra_nb.methods import METHODS, build_method
-    from dra_nb.training import FitError, fit
-    out = Path(args.out)
     if args.method not in METHODS: raise ValueError(f'method: unknown method {args.method!r}; allowed: {", ".join(METHODS)}')
     data = _subset(few_shot_split(load_dataset(args.dataset, args.root), args.shots, args.seed), args.subset)
     method = build_method(args.method, _load(args), args.seed)
     if not method.trained(): raise ValueError(f'method: {args.method} has nothing to train')
-    changes = {k: v for k,v in dict(epochs=args.epochs, lr=args.lr).items() if v is not None}
-    recipe = replace(method.recipe(data), **changes)
+    recipe = replace(method.recipe(data), **{k: v for k,v in dict(epochs=args.epochs, lr=args.lr).items() if v is not None})
     if not recipe.epochs: raise ValueError('epochs: got 0, allowed are whole numbers from 1')
+    return data, method, recipe
+
+# %% ../nbs/14_cli.ipynb #62f7b156
+def _fit(args):
+    from dataclasses import asdict
+    from dra_nb.evaluation import versions
+    from dra_nb.files import write_atomically
+    from dra_nb.training import FitError, fit
+    out, (data, method, recipe) = Path(args.out), _plan_fit(args)
     start = time.perf_counter()
     try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
     except FitError as e:
@@ -130,7 +137,7 @@ def _fit(args):
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
 
-# %% ../nbs/14_cli.ipynb #fae09f02
+# %% ../nbs/14_cli.ipynb #258d3826
 def _with_weights(args):
     from dra_nb.dra import load_dra
     model = _load(args)
@@ -147,7 +154,7 @@ def _evaluate(args):
     if args.out: append_result(args.out, dict(dataset=data.name, subset=args.subset, model=args.model, pretrained=args.pretrained, weights=args.weights,
                                               metrics=dict(accuracy=acc), counts=dict(test=len(data.test)), seconds=dict(test=time.perf_counter()-start), versions=versions()))
 
-# %% ../nbs/14_cli.ipynb #0702ade2
+# %% ../nbs/14_cli.ipynb #bb9149f3
 def _class_list(text):
     "Names from a comma-separated line or a file."
     lines = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(',')
@@ -172,7 +179,7 @@ def _predict(args):
         best = row.topk(min(args.top, len(names)))
         print(path + '  ' + '  '.join(f'{names[i]} {100*v:.1f} %' for v,i in zip(best.values.tolist(), best.indices.tolist())))
 
-# %% ../nbs/14_cli.ipynb #e5aeb6d6
+# %% ../nbs/14_cli.ipynb #ef41675e
 def _workers(args):
     import torch
     cuda = torch.cuda.is_available() if args.device is None else str(args.device).startswith('cuda')
@@ -185,12 +192,13 @@ def _show(record, done, total):
 def _bench(args):
     from dra_nb.evaluation import bench, summarize, table
     from dra_nb.glyphs import SETS
-    if args.root and (args.datasets is None or len(args.datasets) != 1): raise ValueError('root: goes with exactly one name in --datasets')
+    from dra_nb.data import REAL
+    if args.root and len(args.datasets or []) != 1 and not set(args.datasets or ['']) <= set(REAL): raise ValueError('root: goes with public data sets, or with exactly one name in --datasets')
     records = bench(args.methods, args.datasets or list(SETS), args.seeds, args.out, _workers(args), args.save, args.device, _show,
                     model=args.model, pretrained=args.pretrained, root=args.root, shots=args.shots)
     print('\n' + table(summarize(records)) + f'\n\n{len(records)} runs in {args.out}')
 
-# %% ../nbs/14_cli.ipynb #8cb33617
+# %% ../nbs/14_cli.ipynb #24bf9bea
 def _demo(args):
     from dra_nb.evaluation import bench, summarize, table
     out, start = Path(args.out), time.perf_counter()
@@ -202,41 +210,68 @@ def _demo(args):
     figure = _rank_figure(args, records[-1], out)
     print(f'\n{text}\n\nresults {out/"results.jsonl"}, weights {out/"weights"}, token ranks {figure}; {time.perf_counter()-start:.0f} s')
 
-# %% ../nbs/14_cli.ipynb #e3b163f1
+# %% ../nbs/14_cli.ipynb #280e5929
 def _rank_figure(args, record, out, n=6):
     "Ranks of the patches in three blocks, over test images; the figure's path."
     from matplotlib.figure import Figure
     from dra_nb.data import load_dataset, load_images, normalize
     from dra_nb.dra import load_dra
-    from dra_nb.methods.dra import show_ranks, token_ranks
+    from dra_nb.visualization import show_gallery, token_ranks
     model = load_dra(_load(args), out/'weights'/'-'.join(record['key'].split('/')[:3]))
     test = load_dataset(args.dataset, args.root).test
     items = test[::max(1, len(test)//n)][:n]
     images = load_images(items, model.image_size)/255
     ranks = token_ranks(model, normalize(images, model.mean, model.std).to(next(model.parameters()).device))
-    blocks = sorted(ranks); blocks = [blocks[0], blocks[len(blocks)//2], blocks[-1]]
+    blocks = sorted(ranks); blocks = sorted({blocks[0], blocks[len(blocks)//2], blocks[-1]})
     fig = Figure(figsize=(1.5*len(items), 6.2), dpi=100, layout='constrained')
-    for row,block in zip(fig.subplots(4, len(items)), [None, *blocks]):
-        for i,ax in enumerate(row):
-            if block is None: ax.imshow(images[i].permute(1, 2, 0).numpy()); ax.axis('off'); ax.set_title(items[i].classname, fontsize=7)
-            else: show_ranks(images[i], ranks[block][i], ax)
-        row[0].text(-.12, .5, 'image' if block is None else f'block {block}', rotation=90, va='center', ha='center', transform=row[0].transAxes, fontsize=8)
+    show_gallery(images, {f'block {b}': ranks[b] for b in blocks}, fig.subplots(1+len(blocks), len(items), squeeze=False), [o.classname for o in items])
     fig.savefig(path := out/'token_ranks.png')
     return path
 
-# %% ../nbs/14_cli.ipynb #eef7f496
-def _data(args):
-    from dra_nb.data import check_dataset, load_dataset
-    from dra_nb.glyphs import SETS, SHIFTS
-    bad = 0
-    for name in args.datasets or [*SETS, *SHIFTS]:
-        report = check_dataset(load_dataset(name))
-        print('{name:20} {classes:4} classes ({base} base, {new} new)  {train:6} train  {val:5} val  {test:6} test  fewest per class {fewest}'.format(**report))
-        for line in report['problems']: print('  '+line)
-        bad += len(report['problems'])
-    if bad: raise ValueError(f'data: {bad} image(s) cannot be read')
+# %% ../nbs/14_cli.ipynb #191e5830
+def _check(name, root, read):
+    "Report on one data set of any kind."
+    from dra_nb.data import REAL, check_dataset, load_dataset
+    from dra_nb.datasets import check_real
+    if name in REAL and root: return check_real(name, root, read)
+    report = check_dataset(load_dataset(name), read)
+    return report | dict(found='', lists='')
 
-# %% ../nbs/14_cli.ipynb #ff901f87
+def _report_line(r):
+    "Counts of a report, as a line."
+    if 'classes' not in r: return f'{r["name"]:20} not usable'
+    text = '{name:20} {classes:4} classes ({base} base, {new} new)  {train:6} train  {val:5} val  {test:6} test'.format(**r)
+    return text + (f'  fewest per class {r["fewest"]}' if 'fewest' in r else f'  {r["lists"]} lists, {r["found"]}')
+
+def _data(args):
+    from dra_nb.data import REAL
+    from dra_nb.glyphs import SETS, SHIFTS
+    if args.action == 'download': return _download(args)
+    reports = []
+    for name in args.datasets or (REAL if args.root else [*SETS, *SHIFTS]):
+        reports.append(r := _check(name, args.root, not args.quick))
+        print(_report_line(r), flush=True)
+        for line in r['problems']: print('  '+line)
+    bad = [r['name'] for r in reports if r['problems']]
+    if bad: raise ValueError(f'data: {sum(len(r["problems"]) for r in reports)} problem(s) in {len(bad)} of {len(reports)} data sets: {", ".join(bad)}')
+
+# %% ../nbs/14_cli.ipynb #10ab9c8f
+def _download(args):
+    from dra_nb.download import SOURCES, download
+    if not args.root: raise ValueError('root: name the folder the data sets go to (--root DIR)')
+    if not args.datasets: raise ValueError(f'datasets: name what to fetch; there are direct sources for {", ".join(SOURCES)}')
+    shown = {}
+    def show(url, have, total):
+        if (now := (url, have//(1<<28))) not in shown: shown[now] = print(f'{url}  {have/1e6:.0f}' + (f' of {total/1e6:.0f}' if total else '') + ' MB', file=sys.stderr, flush=True)
+    left = []
+    for name in args.datasets:
+        lines = download(name, args.root, show)
+        print(f'{name}: ' + ('left to do by hand' if lines else f'fetched; the check is  dra-nb data check {name} --root {args.root}'))
+        for line in lines: print('  '+line)
+        left += lines
+    if left: raise ValueError(f'data: {len(left)} file(s) have no direct source')
+
+# %% ../nbs/14_cli.ipynb #0b5e34d6
 def _pretrain(args):
     import torch
     from dataclasses import replace
@@ -252,7 +287,7 @@ def _docs(args):
     for w in warnings: print(f'warning: {w}', file=sys.stderr)
     print(site/'index.html')
 
-# %% ../nbs/14_cli.ipynb #f86edb88
+# %% ../nbs/14_cli.ipynb #81bb5ec0
 def main(argv=None,  # words of the command line; those of the process if None
         )->int:      # exit code
     "Run `dra-nb`."
