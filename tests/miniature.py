@@ -166,7 +166,7 @@ def _damage_folders(kind, name, images, outside):
     part = images/'val' if name == 'imagenet' else images
     last = sorted(p for p in part.iterdir() if p.is_dir())[-1]
     if kind == 'missing split': part.rename(part.with_name('elsewhere')); return part.name
-    if kind == 'wrong class count': last.rename(part.parent/'set-aside'); return 'classes'
+    if kind == 'wrong class count': last.rename(images.parent/'set-aside'); return last.name if name == 'imagenet' else 'classes'
     if kind == 'label out of range': last.rename(last.with_name(other := {'imagenetv2': '1000'}.get(name, 'n99999999'))); return other
     picture(outside/'secret.JPEG', 0, 0)
     (part/last.name/'link.JPEG').symlink_to(outside/'secret.JPEG')       # a folder names no path but by a link

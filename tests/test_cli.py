@@ -107,7 +107,8 @@ def test_data_check(capsys, own):
 
 MISTAKES = {
     'unknown data set': ('evaluate nowhere', "unknown data set 'nowhere'"),
-    'real data set': ('bench --datasets imagenet --out {tmp}/r', 'not supported yet'),
+    'public data set without its folder': ('bench --datasets imagenet --out {tmp}/r', 'not shipped'),
+    'public data set that is not there': ('evaluate dtd --root {tmp}', 'no folder dtd'),
     'unknown model': ('evaluate vehicles --model ViT-Z', 'ViT-Z'),
     'unknown method': ('fit vehicles --method magic --out {tmp}/w', "unknown method 'magic'"),
     'unknown method in bench': ('bench --methods magic --out {tmp}/r', "unknown method 'magic'"),
