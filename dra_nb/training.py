@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'cosine', 'TrainConfig', 'stream', 'mixed_precision', 'full_precision', 'plain_attention', 'Callback',
            'first_trained', 'encode_images', 'prompt_tokens', 'prompt_start', 'encode_prompts', 'Regularizer',
-           'Adapted', 'Trainable', 'Method', 'as_method', 'register', 'build_method', 'FitError', 'epoch_plan',
-           'Batches', 'Log', 'Loop', 'save_checkpoint', 'load_checkpoint', 'fit']
+           'Adapted', 'Trainable', 'Method', 'as_method', 'register', 'build_method', 'adapter_method', 'FitError',
+           'epoch_plan', 'Batches', 'Log', 'Loop', 'save_checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../nbs/12_training.ipynb #a71946f8
 import hashlib, json, math, sys, types
@@ -262,6 +262,15 @@ def build_method(name:str,     # one of `METHODS`
     method.name = name
     return method
 
+# %% ../nbs/12_training.ipynb #e708fc44
+def adapter_method(attach,      # `add_adapter` or `add_dra`
+                   model,       # open_clip model; frozen, changed in place
+                   config,      # settings of the adapters
+                   seed:int,    # of their first weights
+                  )->Method:
+    "CLIP with adapters of one kind."
+    return Method(attach(model, config, torch.Generator().manual_seed(seed)), config)
+
 # %% ../nbs/12_training.ipynb #81fb00e8
 class FitError(ValueError):
     "Training had to stop."
@@ -315,7 +324,7 @@ class Log:
     def close_epoch(self, **facts):
         self.history.append({**facts, **self.means()}); self.sums = {}
 
-# %% ../nbs/12_training.ipynb #08f59794
+# %% ../nbs/12_training.ipynb #6102d57b
 class Loop(Log):
     "The state of a training run, which callbacks may read and change."
     def __init__(self,
@@ -325,12 +334,11 @@ class Loop(Log):
                  seed:int,            # of order, crops and noise
                  callbacks=(),        # told after the method itself
                 ):
-        super().__init__()
+        super().__init__(); self.step, self.good = 0, {}               # steps made; weights of the last finite loss
         self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
         self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
         self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
         self.optimizer, self.trained = method.optimizer(config), method.trained()
-        self.step, self.good = 0, {}               # steps made; weights of the last finite loss
     def call(self, event):
         for c in self.callbacks: getattr(c, event)(self)
     def precision(self): return mixed_precision(self.config.amp, self.method.device)

@@ -5,23 +5,21 @@
 # %% auto #0
 __all__ = ['adapter', 'adapter_plain']
 
-# %% ../../nbs/21_plain_adapter.ipynb #9f7ec10c
-import torch
+# %% ../../nbs/21_plain_adapter.ipynb #b1a9cd37
 from ..adapter import AdapterConfig
 from ..dra import add_adapter
-from ..training import Method, register
+from ..training import Method, adapter_method, register
 
-# %% ../../nbs/21_plain_adapter.ipynb #acf109d5
+# %% ../../nbs/21_plain_adapter.ipynb #1b8dd122
 @register('adapter')
 def adapter(model,        # open_clip model; frozen, changed in place
             seed=1,       # of the adapters' first weights
             config=None,  # `AdapterConfig`; `AdapterConfig.recommended()` if None
            )->Method:
     "CLIP with plain adapters (Eq. 8)."
-    config = config or AdapterConfig.recommended()
-    return Method(add_adapter(model, config, torch.Generator().manual_seed(seed)), config)
+    return adapter_method(add_adapter, model, config or AdapterConfig.recommended(), seed)
 
 @register('adapter-plain')
 def adapter_plain(model, seed=1, config=None)->Method:
     "The same by the paper's letter: plain gradients and a ReLU after the up-projection."
-    return adapter(model, seed, config or AdapterConfig.paper())
+    return adapter_method(add_adapter, model, config or AdapterConfig.paper(), seed)
