@@ -25,7 +25,7 @@ from .masking import kept_channels, rank_mask, soft_rank_mask
 from .regularizer import l1_consistency
 from .files import write_atomically
 
-# %% ../nbs/07_dra.ipynb #18c0dbda
+# %% ../nbs/07_dra.ipynb #db050b78
 def _check_dra(c):
     kept = kept_channels(c.ratios, c.rank)
     if 0 in kept:
@@ -41,7 +41,7 @@ def _check_dra(c):
         _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
-# %% ../nbs/07_dra.ipynb #5ac6554c
+# %% ../nbs/07_dra.ipynb #fd0121a4
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -57,7 +57,6 @@ class DRAConfig(AdapterConfig):
     lambda_text:float = 1.           # weight of the text terms in Eq. 20
     lambda_image:float = 1.          # weight of the image terms in Eq. 20
     padding:str = 'all'              # text tokens that are scored and grouped: 'all', or only the 'real' ones
-
     def __post_init__(self):
         super().__post_init__(); _check_dra(self)
         object.__setattr__(self, 'ratios', tuple(float(e) for e in self.ratios))
@@ -67,7 +66,7 @@ class DRAConfig(AdapterConfig):
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
                    outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 
-# %% ../nbs/07_dra.ipynb #2dea38c9
+# %% ../nbs/07_dra.ipynb #6b16eeaf
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
                     a_c:Tensor,            # channel scores, (B,r)
                     config:DRAConfig,      # ratios, noise, order, rescale
@@ -84,7 +83,7 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
     soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #2344a9c4
+# %% ../nbs/07_dra.ipynb #a9387bd6
 def _draw_noise(m, x1):
     if m.config.noise=='none': return None,None
     return tuple(gumbel_noise(shape, m.generator, x1.device) for shape in (x1.shape[:2], (x1.shape[0],x1.shape[2])))
@@ -105,7 +104,7 @@ def _train_update(m, x, x1, valid, noise):
         m.reg = _scaled(l1_consistency(*pair, c.reg_reduction), c.scale, c.reg_gradient)
     return m.leave(y)
 
-# %% ../nbs/07_dra.ipynb #faa9d504
+# %% ../nbs/07_dra.ipynb #eaa8e859
 def _real(m, x, valid):
     if m.config.padding=='all' or m.tower=='image': return None
     valid = m.valid if valid is None else valid
@@ -122,7 +121,7 @@ def _note(m, x1, valid):
     ranks = (rank_mask(descending_order(low), descending_order(a_c), m.config.ratios, counts=counts) > 0).sum(-1)
     return dict(token_scores=a_t, channel_scores=a_c, ranks=ranks)
 
-# %% ../nbs/07_dra.ipynb #68ba9c1b
+# %% ../nbs/07_dra.ipynb #081142bc
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (its Eq. 19 term stands in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self, d:int,                         # width of the tokens
@@ -131,7 +130,6 @@ class DRA(Adapter):
                 ):
         super().__init__(d, config, generator)
         self.generator = self.reg = self.valid = self.record = None     # source of noise, Eq. 19, real tokens, notes
-
     def _build(self, r): super()._build(r); self.W_t, self.W_c, self.W_p = (nn.Linear(r, r) for _ in range(3))
     def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}     # for copies
     def _scoring(self): return self.W_t.weight.mT, self.W_t.bias, self.W_c.weight.mT, self.W_c.bias
@@ -140,14 +138,13 @@ class DRA(Adapter):
     def scores(self, x1, valid=None):
         scale,(W_t,b_t,W_c,b_c) = math.sqrt(self.d if self.config.attention_scale=='d' else self.config.rank), self._scoring()
         return token_scores(x1, W_t, b_t, scale, valid), channel_scores(x1, W_c, b_c, valid)
-
     def forward(self, x:Tensor, valid:Tensor|None=None, noise:tuple|None=None)->Tensor:
         x1,valid,self.reg = self.down(self.enter(x)), _real(self, x, valid), None
         if self.record is not None: self.record.append(_note(self, x1, valid))
         if not self.training: return self.leave(self.up(x1))
         return _train_update(self, x, x1, valid, _draw_noise(self, x1) if noise is None else noise)
 
-# %% ../nbs/07_dra.ipynb #36170f67
+# %% ../nbs/07_dra.ipynb #9e937456
 class _Tower(NamedTuple):
     name:str             # 'image' or 'text'
     blocks:nn.Module     # its transformer blocks, in order
@@ -167,7 +164,7 @@ def _towers(model):
     visual = getattr(model, 'visual', None)
     return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
 
-# %% ../nbs/07_dra.ipynb #090623f2
+# %% ../nbs/07_dra.ipynb #7e1e3240
 def _attach(model, config, kind, generator=None):
     if adapters(model):
         raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
@@ -191,7 +188,7 @@ def _attach(model, config, kind, generator=None):
 
 _KINDS = dict(dra=(DRA,DRAConfig), adapter=(Adapter,AdapterConfig))
 
-# %% ../nbs/07_dra.ipynb #ac333f4c
+# %% ../nbs/07_dra.ipynb #5847de4f
 def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
             config:DRAConfig=DRAConfig(), # settings
             generator:torch.Generator|None=None, # source of the initial weights
@@ -201,7 +198,7 @@ def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
         raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _attach(model, config, 'dra', generator)
 
-# %% ../nbs/07_dra.ipynb #f6c734dc
+# %% ../nbs/07_dra.ipynb #7c7c23de
 def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
                 config:AdapterConfig=AdapterConfig(), # settings
                 generator:torch.Generator|None=None, # source of the initial weights
@@ -211,7 +208,7 @@ def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
         raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
     return _attach(model, config, 'adapter', generator)
 
-# %% ../nbs/07_dra.ipynb #f6904aa9
+# %% ../nbs/07_dra.ipynb #ffff0e49
 def adapters(model:nn.Module, # an open_clip model, or a module that holds one
             )->dict:          # {'image.5': module, …}: encoder and block, counted from 1
     "All adapters a model carries, image encoder first."
@@ -223,7 +220,7 @@ def dra_parameters(model:nn.Module, # a model with adapters
     "The adapters' parameters, all that is trained."
     return [p for m in adapters(model).values() for p in m.parameters()]
 
-# %% ../nbs/07_dra.ipynb #eada0a81
+# %% ../nbs/07_dra.ipynb #20ec19b3
 def remove_dra(model:nn.Module, # a model with adapters; changed in place
               )->nn.Module:     # the model as it was
     "Take all adapters off again: weights, names, flags and outputs are the old ones."
@@ -237,7 +234,7 @@ def remove_dra(model:nn.Module, # a model with adapters; changed in place
     for n,p in model.named_parameters(): p.requires_grad_(flags.get(n, p.requires_grad))
     return model
 
-# %% ../nbs/07_dra.ipynb #602f8c6b
+# %% ../nbs/07_dra.ipynb #c1db3b95
 def regularization(model:nn.Module, # a model with adapters, after a training pass
                   )->Tensor:        # scalar; 0 for plain adapters
     "The extra terms of Eq. 20: the weighted sum of the Eq. 19 terms of both encoders."
@@ -245,6 +242,7 @@ def regularization(model:nn.Module, # a model with adapters, after a training pa
     terms = [m.reg*(m.config.lambda_text if m.tower=='text' else m.config.lambda_image) for m in found]
     return torch.stack(terms).sum() if terms else next(model.parameters()).new_zeros(())
 
+# %% ../nbs/07_dra.ipynb #767fba76
 def set_generator(model:nn.Module,               # a model with DRA modules
                   generator:torch.Generator|None, # one source of noise for all of them
                  )->nn.Module:                   # the model
@@ -252,7 +250,7 @@ def set_generator(model:nn.Module,               # a model with DRA modules
     for m in adapters(model).values(): m.generator = generator
     return model
 
-# %% ../nbs/07_dra.ipynb #e056ae95
+# %% ../nbs/07_dra.ipynb #1eb94918
 @contextmanager
 def set_valid(model:nn.Module, # a model with DRA modules
               valid:Tensor,    # real text tokens, bool (C,N)
@@ -269,7 +267,7 @@ def real_tokens(tokens:Tensor, # CLIP token numbers, (C,N)
     "Which text tokens are not padding."
     return torch.arange(tokens.shape[-1], device=tokens.device) <= tokens.argmax(-1, keepdim=True)
 
-# %% ../nbs/07_dra.ipynb #e4fad395
+# %% ../nbs/07_dra.ipynb #c9ff309d
 @contextmanager
 def recording(model:nn.Module, # a model with DRA modules
              ):
@@ -280,7 +278,7 @@ def recording(model:nn.Module, # a model with DRA modules
     finally:
         for m in found.values(): m.record = None
 
-# %% ../nbs/07_dra.ipynb #19c45978
+# %% ../nbs/07_dra.ipynb #e2d33212
 _WEIGHTS,_CONFIG = 'adapters.safetensors','config.json'
 
 def save_dra(model:nn.Module, # a model with adapters
@@ -297,7 +295,7 @@ def save_dra(model:nn.Module, # a model with adapters
     with write_atomically(folder/_CONFIG) as f: Path(f).write_text(text+'\n', encoding='utf-8')
     return folder
 
-# %% ../nbs/07_dra.ipynb #4fba0b3b
+# %% ../nbs/07_dra.ipynb #0786d99f
 def _read(folder):
     "Kind, settings and tensors of a saved folder."
     bad = lambda why: ValueError(f'folder: got {str(folder)!r}, {why}; allowed a folder written by save_dra')
@@ -319,7 +317,7 @@ def _read(folder):
 def _shapes(kind, width, config):
     with torch.device('meta'): return {k:tuple(p.shape) for k,p in _KINDS[kind][0](width, config).named_parameters()}
 
-# %% ../nbs/07_dra.ipynb #3cac3711
+# %% ../nbs/07_dra.ipynb #e48d976b
 def load_dra(model:nn.Module, # an open_clip ViT CLIP without adapters; changed in place
              folder,          # written by save_dra
             )->nn.Module:     # the model
