@@ -118,7 +118,7 @@ def _settings(method, data, model, pretrained, shots, train):
     what = dict(model=model, weights=_weights(model, pretrained), data=glyphs.VERSION if embedded else None, shots=shots, config=own, train=asdict(recipe))
     return json.loads(json.dumps(what)), recipe            # as it will be read back: tuples are lists
 
-# %% ../nbs/13_evaluation.ipynb #7dbfda29
+# %% ../nbs/13_evaluation.ipynb #858d827e
 def versions()->dict:  # what ran
     "Versions that numbers may depend on."
     return dict(dra_nb=dra_nb.__version__, python=platform.python_version(), torch=torch.__version__, open_clip=open_clip.__version__)
@@ -132,7 +132,13 @@ def _clip(name, pretrained, device, weights): return load_clip(name, pretrained,
 @lru_cache(maxsize=4)
 def _dataset(name, root): return load_dataset(name, root)
 
-# %% ../nbs/13_evaluation.ipynb #7819c55a
+def _given(dataset, root, model, pretrained, device):
+    "Data and CLIP, loaded where only a name was given, and what the CLIP is called."
+    data = _dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
+    if not isinstance(model, str): return data, model, model.clip_name, model.clip_pretrained
+    return data, _clip(model, pretrained, device, _weights(model, pretrained)), model, pretrained
+
+# %% ../nbs/13_evaluation.ipynb #e3035596
 def base_to_new(method:str,         # one of `METHODS`
                 dataset,            # name or folder of a data set, or a `Dataset`
                 seed=1,             # of the shots, the first weights and the training
@@ -147,11 +153,10 @@ def base_to_new(method:str,         # one of `METHODS`
                 bar=False,          # show a progress bar?
                )->dict:             # the record of the run
     "Train on the shots of the base classes, test on base and on new classes."
-    clip = _clip(model, pretrained, device, _weights(model, pretrained)) if isinstance(model, str) else model
-    data = _dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
+    data, clip, *name = _given(dataset, root, model, pretrained, device)
     halves = base_new(few_shot_split(data, shots, seed))
     with _method_on(clip, method, seed, config) as m:
-        settings, recipe = _settings(m, data, *((model, pretrained) if isinstance(model, str) else (clip.clip_name, clip.clip_pretrained)), shots, train)
+        settings, recipe = _settings(m, data, *name, shots, train)
         result = _run(m, halves, recipe, seed, bar)
         if save is not None and m.trained(): m.save(save)
         return dict(key=run_key(method, data.name, seed, settings), method=method, dataset=data.name, seed=seed, **result, settings=settings,
