@@ -7,8 +7,9 @@ __all__ = ['Tower', 'image_tower', 'text_tower', 'embed_image', 'run_blocks', 'p
            'embed_text', 'project_text', 'text_features', 'cut_padding', 'class_logits', 'class_probabilities',
            'GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'load_clip']
 
-# %% ../nbs/01_clip.ipynb #5245feb9
-import json, math
+# %% ../nbs/01_clip.ipynb #c81f3fff
+import hashlib, io, json, math, pickle, tempfile, zipfile
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -170,13 +171,13 @@ def build_glyph_clip(
                            dict(context_length=c.context, width=c.width, heads=c.width//c.head_width, layers=c.layers))
     return _attach(model, 'glyph-clip', None, open_clip.get_tokenizer('ViT-B-16', context_length=c.context), (.5,)*3, (.25,)*3)
 
-# %% ../nbs/01_clip.ipynb #d2bc8d61
-def _attach(model, name, pretrained, tokenizer, mean, std):
+# %% ../nbs/01_clip.ipynb #1917ab9b
+def _attach(model, name, pretrained, tokenizer, mean, std, resize_mode=None, interpolation=None):
     "Give a model what belongs to it: tokenizer, test transform, image size, normalisation."
     size = model.visual.image_size
     model.image_size = size[0] if isinstance(size, (tuple, list)) else size
     model.tokenizer, model.mean, model.std, model.clip_name, model.clip_pretrained = tokenizer, tuple(mean), tuple(std), name, pretrained
-    model.preprocess = open_clip.image_transform(model.image_size, is_train=False, mean=model.mean, std=model.std)
+    model.preprocess = open_clip.image_transform(model.image_size, is_train=False, mean=model.mean, std=model.std, resize_mode=resize_mode, interpolation=interpolation)
     return model
 
 # %% ../nbs/01_clip.ipynb #435dd698
@@ -213,13 +214,107 @@ def _load_glyph_clip(path):
     model.load_state_dict({k: v.float() for k, v in state.items()} | {'token_embedding.weight': table})
     return model
 
-# %% ../nbs/01_clip.ipynb #a49eb541
+# %% ../nbs/01_clip.ipynb #97297e33
+def _check_activation(name, quick, what):
+    "Refuse weights trained with another activation than the model computes."
+    has = bool((open_clip.get_model_config(name) or {}).get('quick_gelu', False))
+    if has == quick: return
+    other = name.removesuffix('-quickgelu') if has else f'{name}-quickgelu'
+    advice = f'use the name {other!r}' if other in open_clip.list_models() else f'open_clip has no {name} with it'
+    raise ValueError(f"name: {name!r} computes {'QuickGELU' if has else 'GELU'}, but {what} was trained with {'QuickGELU' if quick else 'GELU'}; {advice}")
+
+# %% ../nbs/01_clip.ipynb #a5bb6b73
+def _published():
+    "File name → (SHA-256 or its first digits, QuickGELU?) of published weights, read off open_clip's addresses."
+    known = {}
+    for name,tag in open_clip.list_pretrained():
+        url, quick = open_clip.get_pretrained_url(name, tag), bool(open_clip.get_pretrained_cfg(name, tag).get('quick_gelu'))
+        if 'openaipublic' in url: known[Path(url).name] = url.split('/')[-2], quick
+        if 'mlfoundations' in url: known[Path(url).name] = Path(url).stem.split('-')[-1], quick
+    return known
+
+def _quick_by_hash(path):
+    "Was the file trained with QuickGELU (None: not a published file)? Refuses other contents under a published name."
+    h, known = hashlib.sha256(), _published()
+    with open(path, 'rb') as f:
+        while block := f.read(2**20): h.update(block)
+    expected, digest = known.get(path.name, ('', None))[0], h.hexdigest()
+    if not digest.startswith(expected):
+        raise ValueError(f'pretrained: {path} has SHA-256 {digest[:16]}…, the published {path.name} has {expected[:16]}…; download it again, or rename it if it is your own')
+    return next((quick for sha,quick in known.values() if digest.startswith(sha)), None)
+
+# %% ../nbs/01_clip.ipynb #eb5dfa24
+class _Node:
+    "A module of the archive: its attributes, nothing else."
+    def __setstate__(self, state): vars(self).update(state)
+    def tensors(self, prefix=''):
+        "Its state dict."
+        found = {prefix+k: v for k,v in vars(self).items() if torch.is_tensor(v)}
+        for k,v in vars(self).items():
+            if isinstance(v, _Node): found |= v.tensors(f'{prefix}{k}.')
+        return found
+
+# %% ../nbs/01_clip.ipynb #92c3ec4a
+class _Archive(pickle.Unpickler):
+    "Reads the tensors of a TorchScript archive and knows no function but its own two."
+    kinds = dict(HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16, FloatStorage=torch.float32, DoubleStorage=torch.float64, LongStorage=torch.int64, IntStorage=torch.int32, BoolStorage=torch.bool)
+    def __init__(self, zip, root):
+        self.zip, self.root = zip, root
+        super().__init__(io.BytesIO(zip.read(f'{root}/data.pkl')))
+    def find_class(self, module, name):
+        if module == '__torch__' or module.startswith('__torch__.'): return _Node
+        if module == 'torch' and name in self.kinds: return self.kinds[name]
+        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'): return self.tensor
+        if module == 'torch.jit._pickle': return self.value            # typed lists
+        if (module, name) == ('collections', 'OrderedDict'): return OrderedDict
+        raise ValueError(f'it asks for {module}.{name}')
+    def persistent_load(self, key): return torch.frombuffer(bytearray(self.zip.read(f'{self.root}/data/{key[2]}')), dtype=key[1])
+    def tensor(self, storage, offset, size, stride, *rest): return storage.as_strided(size, stride, offset)
+    def value(self, data, *rest): return data
+
+# %% ../nbs/01_clip.ipynb #ea2d3d43
+def _openai_tensors(path):
+    "The state dict in a TorchScript archive, or None if the file is no such archive."
+    if not zipfile.is_zipfile(path): return None
+    with zipfile.ZipFile(path) as z:
+        root = z.namelist()[0].split('/')[0]
+        if f'{root}/constants.pkl' not in z.namelist(): return None
+        return _Archive(z, root).load().tensors()
+
+# %% ../nbs/01_clip.ipynb #719fb021
+_MARKS = ('input_resolution', 'context_length', 'vocab_size')          # found in OpenAI's checkpoints only
+
+def _reason(e): return ' '.join(str(e).split())[:200]
+
+def _from_file(name, path):
+    "A model with the weights of a file, none of whose code is run."
+    quick = _quick_by_hash(path)
+    try: state = _openai_tensors(path)
+    except Exception as e: raise ValueError(f'pretrained: {path} is no readable TorchScript archive ({_reason(e)})') from e
+    if state is not None and all(k in state for k in _MARKS): quick = True
+    if quick is not None: _check_activation(name, quick, str(path))
+    tags = [open_clip.get_pretrained_cfg(name, t) for t in open_clip.list_pretrained_tags_by_model(name)]
+    shared = {k: v for k,v in (tags[0] if tags else {}).items() if k in ('mean', 'std', 'interpolation', 'resize_mode') and all(t.get(k) == v for t in tags)}
+    with tempfile.TemporaryDirectory() as d:
+        if state is not None:
+            path, archive = Path(d)/'weights.safetensors', path
+            save_file({k: v.contiguous() for k,v in state.items() if k not in _MARKS}, path)
+        try: return open_clip.create_model(name, str(path), weights_only=True, force_preprocess_cfg=shared)
+        except Exception as e: raise ValueError(f'pretrained: {path if state is None else archive} cannot be read as weights of {name} ({_reason(e)})') from e
+
+# %% ../nbs/01_clip.ipynb #8f1704d9
+def _unreachable(name, tag, cfg, e):
+    if not tag: return f'name: {name!r} could not be built, it needs files from the network ({_reason(e)})'
+    return (f"pretrained: the weights {tag!r} of {name} could not be fetched from {cfg.get('hf_hub') or cfg.get('url')}; without a network, "
+            f"copy a weights file here and give its path as pretrained, or use 'glyph-clip' ({_reason(e)})")
+
+# %% ../nbs/01_clip.ipynb #7e4871a4
 def load_clip(
     name:str,              # 'glyph-clip', or a model name of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
     device=None            # 'cpu', 'cuda'; by default cuda where there is one
 )->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .image_size, .mean, .std
-    "A CLIP model by name: the embedded one, or any of open_clip's."
+    "A CLIP model by name: the embedded one, or any of open_clip's; without `pretrained` its weights are random."
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if name == 'glyph-clip':
         path = Path(pretrained) if pretrained else _glyph_clip_file()
@@ -229,8 +324,11 @@ def load_clip(
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(f"pretrained: got {pretrained!r}, which is neither a file nor a tag of {name} ({', '.join(tags) or 'it has none'})")
-    try: model, _, _ = open_clip.create_model_and_transforms(name, pretrained, device=device)
-    except (OSError, RuntimeError) as e:
-        raise ValueError(f'pretrained: weights {pretrained!r} of {name} could not be loaded ({str(e).splitlines()[0]}); without a network give a local file, or use glyph-clip') from e
+    cfg = open_clip.get_pretrained_cfg(name, pretrained) if pretrained in tags else {}
+    if cfg: _check_activation(name, bool(cfg.get('quick_gelu')), f'{pretrained!r}')
+    try:
+        model = _from_file(name, Path(pretrained)) if pretrained and not cfg else open_clip.create_model(name, pretrained, weights_only=True)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError) as e: raise ValueError(_unreachable(name, pretrained, cfg, e)) from e
     p = open_clip.get_model_preprocess_cfg(model)
-    return _attach(model, name, pretrained, open_clip.get_tokenizer(name), p['mean'], p['std']).eval()
+    return _attach(model, name, pretrained, tokenizer, p['mean'], p['std'], p.get('resize_mode'), p.get('interpolation')).to(device).eval()
