@@ -46,11 +46,12 @@ def _fit_args(p):
     p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015)")
     p.add_argument('--out', required=True, help='folder for the weights; also holds the checkpoint a killed run resumes from')
 
-# %% ../nbs/14_cli.ipynb #f96b6224
+# %% ../nbs/14_cli.ipynb #6b9cb2e1
 def _evaluate_args(p):
     p.add_argument('dataset', help='embedded or public set, own folder of class folders or CSV file')
     p.add_argument('--weights', help='folder written by fit; zero-shot without')
     p.add_argument('--subset', choices=('all','base','new'), default='all', help='classes to choose among (default: %(default)s)')
+    p.add_argument('--template', help="sentence with {} for the name, or 'field' for the one of zero-shot CLIP in the literature (default: the data set's)")
     p.add_argument('--out', help='append the result to this JSON Lines file')
 
 def _predict_args(p):
@@ -137,7 +138,7 @@ def _fit(args):
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
 
-# %% ../nbs/14_cli.ipynb #258d3826
+# %% ../nbs/14_cli.ipynb #3a30e3ff
 def _with_weights(args):
     from dra_nb.dra import load_dra
     model = _load(args)
@@ -145,13 +146,15 @@ def _with_weights(args):
 
 def _evaluate(args):
     from dra_nb.data import load_dataset
+    from dra_nb.datasets import ZERO_SHOT
     from dra_nb.evaluation import accuracy, append_result, versions
     data = _subset(load_dataset(args.dataset, args.root), args.subset)
+    template = ZERO_SHOT.get(args.dataset, data.template) if args.template == 'field' else args.template or data.template
     if not data.test: raise ValueError(f'dataset: {args.dataset} has no test images')
     start = time.perf_counter()
-    acc = accuracy(_with_weights(args), data.test, data.classnames, data.template, half='new' if args.subset == 'new' else 'base')
-    print(f'{data.name}, {args.subset} classes: {acc:.2f} % of {len(data.test)} images ({len(data.classnames)} classes)')
-    if args.out: append_result(args.out, dict(dataset=data.name, subset=args.subset, model=args.model, pretrained=args.pretrained, weights=args.weights,
+    acc = accuracy(_with_weights(args), data.test, data.classnames, template, half='new' if args.subset == 'new' else 'base')
+    print(f'{data.name}, {args.subset} classes: {acc:.2f} % of {len(data.test)} images ({len(data.classnames)} classes), "{template}"')
+    if args.out: append_result(args.out, dict(dataset=data.name, subset=args.subset, model=args.model, pretrained=args.pretrained, weights=args.weights, template=template,
                                               metrics=dict(accuracy=acc), counts=dict(test=len(data.test)), seconds=dict(test=time.perf_counter()-start), versions=versions()))
 
 # %% ../nbs/14_cli.ipynb #bb9149f3

@@ -291,7 +291,7 @@ def identity(name,             # one of `REAL`
     if first != _FIRST.get(name, first): lines.append(f'the 16-shot draw of seed 1 begins with {", ".join(first)}, published: {", ".join(_FIRST[name])}')
     return lines
 
-# %% ../nbs/17_datasets.ipynb #8c23a8d7
+# %% ../nbs/17_datasets.ipynb #02457300
 def _file_problems(dataset, root, read, workers):
     "Missing, unreadable and escaping images, a few of each named."
     items = [o.path for part in dataset[:3] for o in part]
@@ -302,7 +302,8 @@ def _file_problems(dataset, root, read, workers):
     def trouble(path):
         try: look(path)
         except ValueError as e: return str(e).removeprefix('image: ')
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: lines = [t for t in pool.map(trouble, items) if t]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:                      # in pieces: ImageNet has a million
+        lines = [t for i in range(0, len(items), 4096) for t in pool.map(trouble, items[i:i+4096]) if t]
     return lines[:3] + [f'… and {len(lines)-3} more images like these'] if len(lines) > 4 else lines
 
 def _names_problem(folder):

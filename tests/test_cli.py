@@ -126,7 +126,7 @@ MISTAKES = {
     'bad learning rate': ('fit {own} --shots 2 --lr -1 --out {tmp}/w --pretrained {tiny}', 'lr: got'),
     'NaN loss': ('fit {own} --shots 2 --lr 1e38 --epochs 9 --out {tmp}/w --pretrained {tiny}', 'at step'),
     'corrupt image in training': ('fit {torn} --shots 3 --out {tmp}/w --pretrained {tiny}', 'cannot be read'),
-    'corrupt image in a check': ('data check {torn}', 'cannot be read'),
+    'corrupt images in a check': ('data check {torn}', '12 problem(s) in 1 of 1 data sets: torn'),
     'no results': ('bench --datasets {own} --out {bad} --pretrained {tiny} --shots 2 --workers 1', 'no JSON record'),
 }
 
