@@ -91,7 +91,7 @@ def _weights(model, pretrained):
     if not path.is_file() or (model != 'glyph-clip' and not pretrained): return pretrained
     return _file_digest(str(path), path.stat().st_mtime_ns)
 
-# %% ../nbs/13_evaluation.ipynb #a753148d
+# %% ../nbs/13_evaluation.ipynb #c3f38bbd
 @lru_cache(maxsize=1)
 def _stand_in(name):
     "A CLIP with 48 narrow blocks in each tower, under the name of the one it stands in for, on which recipes depend."
@@ -109,6 +109,7 @@ def _method_on(clip, name, seed=1, config=None):
         method.remove()
         for p,f in zip(clip.parameters(), flags): p.requires_grad_(f)
 
+# %% ../nbs/13_evaluation.ipynb #2cca282e
 def _settings(method, data, model, pretrained, shots, train):
     "Everything that was set, as plain data, and the recipe."
     recipe = method.recipe(data)
