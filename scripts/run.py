@@ -2,6 +2,7 @@
 
     python3 scripts/run.py demo     install the package, fine-tune on the embedded benchmark, print the table
     python3 scripts/run.py test     install what development needs, run every notebook and all tests
+    python3 scripts/run.py lab      install what development needs, open the book in JupyterLab
     python3 scripts/run.py docs     build the docs site into _docs/
     python3 scripts/run.py sync     export and clean the notebooks, write README.md
     python3 scripts/run.py check    fail unless notebooks are exported and clean and README.md is current
@@ -73,6 +74,8 @@ def test(venv, *args):
     sh(venv.bin/'nbdev_test', '--n_workers', workers, '--timing', OMP_NUM_THREADS='1')
     sh(venv.python, '-m', 'pytest', *args, OMP_NUM_THREADS='1')
 
+def lab(venv, *args): sh(venv.bin/'jupyter', 'lab', ROOT/'nbs/00_notation.ipynb', *args)
+
 def docs(venv, *args): sh(venv.bin/'dra-nb', 'docs', *args)
 
 def sync(venv, *args):
@@ -89,7 +92,7 @@ def check(venv, *args):
     print('notebooks, modules and README.md agree')
 
 
-JOBS = dict(demo=demo, test=test, docs=docs, sync=sync, check=check)
+JOBS = dict(demo=demo, test=test, lab=lab, docs=docs, sync=sync, check=check)
 
 def main(argv):
     folder, cpu, install = ROOT/'.venv', False, True
