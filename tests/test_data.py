@@ -1,5 +1,5 @@
 """The public data sets on disk: every official format in miniature, every kind of damage, the published splits and draws, and the way from a folder to a trained model."""
-import builtins, hashlib, importlib.util, inspect, json, os, shutil, threading
+import builtins, gzip, hashlib, importlib.util, inspect, json, os, shutil, threading
 from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -206,6 +206,23 @@ def test_published_split_and_draws(name):
         drawn = few_shot_split(data, 16, seed); half = base_new(drawn)[0]
         assert {k: digest(v) for k,v in dict(train=drawn.train, train_base=half.train, val=drawn.val, val_base=half.val).items()} == published[str(seed)]
     assert datasets._DRAWS[name].split() == [published[str(s)]['train'] for s in (1, 2, 3)]
+
+@pytest.mark.parametrize('name', ('oxford_pets','dtd'))
+def test_full_size_copy_is_in_order(name, tmp_path, capsys):
+    "The published split with a picture at every path: nothing to complain of; one picture less: one line."
+    split, place = datasets.LAYOUT[name][1], tmp_path/Path(*datasets.LAYOUT[name][0][0])
+    raw = gzip.decompress((Path(__file__).parent/'fixtures'/'splits'/f'{split}.gz').read_bytes())
+    place.mkdir(parents=True); (place.parent/split).write_bytes(raw)
+    Image.new('RGB', (8, 8)).save(tmp_path/'one.jpg')
+    paths = [place/p for part in json.loads(raw).values() for p,_,_ in part]
+    for folder in {p.parent for p in paths}: folder.mkdir(exist_ok=True)
+    for p in paths: os.link(tmp_path/'one.jpg', p)
+    code, out, err = call(capsys, 'data', 'check', name, '--root', tmp_path, '--quick')
+    assert (code, err) == (0, '') and 'published lists' in out and out.count('\n') == 1, out
+    assert load_dataset(name, tmp_path).name == name
+    paths[-1].unlink()
+    code, out, err = call(capsys, 'data', 'check', name, '--root', tmp_path, '--quick')
+    assert code == 2 and out.splitlines()[1:] == [f'  no file {paths[-1]}'] and '1 problem(s)' in err
 
 def test_identity_sees_one_exchange():
     data = read_split(Path(__file__).parent/'fixtures'/'splits'/'split_zhou_DescribableTextures.json.gz')
