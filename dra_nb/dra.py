@@ -25,7 +25,7 @@ from .masking import kept_channels, rank_mask, soft_rank_mask
 from .regularizer import l1_consistency
 from .files import write_atomically
 
-# %% ../nbs/07_dra.ipynb #db050b78
+# %% ../nbs/07_dra.ipynb #3c747dce
 def _check_dra(c):
     kept = kept_channels(c.ratios, c.rank)
     if 0 in kept:
@@ -41,7 +41,7 @@ def _check_dra(c):
         _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
-# %% ../nbs/07_dra.ipynb #fd0121a4
+# %% ../nbs/07_dra.ipynb #0c73a114
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -66,7 +66,7 @@ class DRAConfig(AdapterConfig):
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
                    outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 
-# %% ../nbs/07_dra.ipynb #6b16eeaf
+# %% ../nbs/07_dra.ipynb #0a660ed8
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
                     a_c:Tensor,            # channel scores, (B,r)
                     config:DRAConfig,      # ratios, noise, order, rescale
@@ -83,7 +83,7 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
     soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #a9387bd6
+# %% ../nbs/07_dra.ipynb #d47a3a55
 def _draw_noise(m, x1):
     if m.config.noise=='none': return None,None
     return tuple(gumbel_noise(shape, m.generator, x1.device) for shape in (x1.shape[:2], (x1.shape[0],x1.shape[2])))
@@ -104,7 +104,7 @@ def _train_update(m, x, x1, valid, noise):
         m.reg = _scaled(l1_consistency(*pair, c.reg_reduction), c.scale, c.reg_gradient)
     return m.leave(y)
 
-# %% ../nbs/07_dra.ipynb #eaa8e859
+# %% ../nbs/07_dra.ipynb #d090cd68
 def _real(m, x, valid):
     if m.config.padding=='all' or m.tower=='image': return None
     valid = m.valid if valid is None else valid
@@ -121,7 +121,7 @@ def _note(m, x1, valid):
     ranks = (rank_mask(descending_order(low), descending_order(a_c), m.config.ratios, counts=counts) > 0).sum(-1)
     return dict(token_scores=a_t, channel_scores=a_c, ranks=ranks)
 
-# %% ../nbs/07_dra.ipynb #081142bc
+# %% ../nbs/07_dra.ipynb #f92f91b7
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (its Eq. 19 term stands in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self, d:int,                         # width of the tokens
@@ -144,7 +144,7 @@ class DRA(Adapter):
         if not self.training: return self.leave(self.up(x1))
         return _train_update(self, x, x1, valid, _draw_noise(self, x1) if noise is None else noise)
 
-# %% ../nbs/07_dra.ipynb #9e937456
+# %% ../nbs/07_dra.ipynb #86ce06ad
 class _Tower(NamedTuple):
     name:str             # 'image' or 'text'
     blocks:nn.Module     # its transformer blocks, in order
@@ -164,7 +164,7 @@ def _towers(model):
     visual = getattr(model, 'visual', None)
     return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
 
-# %% ../nbs/07_dra.ipynb #7e1e3240
+# %% ../nbs/07_dra.ipynb #1d54fa4e
 def _attach(model, config, kind, generator=None):
     if adapters(model):
         raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
@@ -188,7 +188,7 @@ def _attach(model, config, kind, generator=None):
 
 _KINDS = dict(dra=(DRA,DRAConfig), adapter=(Adapter,AdapterConfig))
 
-# %% ../nbs/07_dra.ipynb #5847de4f
+# %% ../nbs/07_dra.ipynb #a14f10fe
 def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
             config:DRAConfig=DRAConfig(), # settings
             generator:torch.Generator|None=None, # source of the initial weights
@@ -198,7 +198,7 @@ def add_dra(model:nn.Module, # an open_clip ViT CLIP; changed in place
         raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _attach(model, config, 'dra', generator)
 
-# %% ../nbs/07_dra.ipynb #7c7c23de
+# %% ../nbs/07_dra.ipynb #0f6a9396
 def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
                 config:AdapterConfig=AdapterConfig(), # settings
                 generator:torch.Generator|None=None, # source of the initial weights
@@ -208,7 +208,7 @@ def add_adapter(model:nn.Module, # an open_clip ViT CLIP; changed in place
         raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
     return _attach(model, config, 'adapter', generator)
 
-# %% ../nbs/07_dra.ipynb #ffff0e49
+# %% ../nbs/07_dra.ipynb #d2599ae2
 def adapters(model:nn.Module, # an open_clip model, or a module that holds one
             )->dict:          # {'image.5': module, …}: encoder and block, counted from 1
     "All adapters a model carries, image encoder first."
@@ -220,7 +220,7 @@ def dra_parameters(model:nn.Module, # a model with adapters
     "The adapters' parameters, all that is trained."
     return [p for m in adapters(model).values() for p in m.parameters()]
 
-# %% ../nbs/07_dra.ipynb #20ec19b3
+# %% ../nbs/07_dra.ipynb #1841e9bc
 def remove_dra(model:nn.Module, # a model with adapters; changed in place
               )->nn.Module:     # the model as it was
     "Take all adapters off again: weights, names, flags and outputs are the old ones."
@@ -234,7 +234,7 @@ def remove_dra(model:nn.Module, # a model with adapters; changed in place
     for n,p in model.named_parameters(): p.requires_grad_(flags.get(n, p.requires_grad))
     return model
 
-# %% ../nbs/07_dra.ipynb #c1db3b95
+# %% ../nbs/07_dra.ipynb #7a435d77
 def regularization(model:nn.Module, # a model with adapters, after a training pass
                   )->Tensor:        # scalar; 0 for plain adapters
     "The extra terms of Eq. 20: the weighted sum of the Eq. 19 terms of both encoders."
@@ -242,7 +242,7 @@ def regularization(model:nn.Module, # a model with adapters, after a training pa
     terms = [m.reg*(m.config.lambda_text if m.tower=='text' else m.config.lambda_image) for m in found]
     return torch.stack(terms).sum() if terms else next(model.parameters()).new_zeros(())
 
-# %% ../nbs/07_dra.ipynb #767fba76
+# %% ../nbs/07_dra.ipynb #af312467
 def set_generator(model:nn.Module,               # a model with DRA modules
                   generator:torch.Generator|None, # one source of noise for all of them
                  )->nn.Module:                   # the model
@@ -250,7 +250,7 @@ def set_generator(model:nn.Module,               # a model with DRA modules
     for m in adapters(model).values(): m.generator = generator
     return model
 
-# %% ../nbs/07_dra.ipynb #1eb94918
+# %% ../nbs/07_dra.ipynb #fa5ba7a9
 @contextmanager
 def set_valid(model:nn.Module, # a model with DRA modules
               valid:Tensor,    # real text tokens, bool (C,N)
@@ -267,7 +267,7 @@ def real_tokens(tokens:Tensor, # CLIP token numbers, (C,N)
     "Which text tokens are not padding."
     return torch.arange(tokens.shape[-1], device=tokens.device) <= tokens.argmax(-1, keepdim=True)
 
-# %% ../nbs/07_dra.ipynb #c9ff309d
+# %% ../nbs/07_dra.ipynb #ca23713c
 @contextmanager
 def recording(model:nn.Module, # a model with DRA modules
              ):
@@ -278,7 +278,7 @@ def recording(model:nn.Module, # a model with DRA modules
     finally:
         for m in found.values(): m.record = None
 
-# %% ../nbs/07_dra.ipynb #e2d33212
+# %% ../nbs/07_dra.ipynb #7b2c87e2
 _WEIGHTS,_CONFIG = 'adapters.safetensors','config.json'
 
 def save_dra(model:nn.Module, # a model with adapters
@@ -295,7 +295,7 @@ def save_dra(model:nn.Module, # a model with adapters
     with write_atomically(folder/_CONFIG) as f: Path(f).write_text(text+'\n', encoding='utf-8')
     return folder
 
-# %% ../nbs/07_dra.ipynb #0786d99f
+# %% ../nbs/07_dra.ipynb #5197670a
 def _read(folder):
     "Kind, settings and tensors of a saved folder."
     bad = lambda why: ValueError(f'folder: got {str(folder)!r}, {why}; allowed a folder written by save_dra')
@@ -317,7 +317,7 @@ def _read(folder):
 def _shapes(kind, width, config):
     with torch.device('meta'): return {k:tuple(p.shape) for k,p in _KINDS[kind][0](width, config).named_parameters()}
 
-# %% ../nbs/07_dra.ipynb #e48d976b
+# %% ../nbs/07_dra.ipynb #cc5f2112
 def load_dra(model:nn.Module, # an open_clip ViT CLIP without adapters; changed in place
              folder,          # written by save_dra
             )->nn.Module:     # the model

@@ -12,7 +12,7 @@ import math, torch
 from torch import Tensor
 from .sorting import places
 
-# %% ../nbs/06_masking.ipynb #965cbea6
+# %% ../nbs/06_masking.ipynb #822c34cf
 def group_sizes(n:int, # number of tokens
                 k:int, # number of groups
                )->list[int]: # tokens in each group, the remainder in the first ones
@@ -22,7 +22,7 @@ def group_sizes(n:int, # number of tokens
             raise ValueError(f'{name}: got {v!r}, allowed whole numbers from 1')
     return [n//k + (i < n%k) for i in range(k)]
 
-# %% ../nbs/06_masking.ipynb #9a186ea3
+# %% ../nbs/06_masking.ipynb #da74f6d5
 def kept_channels(ratios, # share of channels each group keeps, numbers in (0,1]
                   r:int,  # number of channels
                  )->list[int]: # floor(e*r) for each ratio, in exact arithmetic
@@ -31,7 +31,7 @@ def kept_channels(ratios, # share of channels each group keeps, numbers in (0,1]
         raise ValueError(f'r: got {r!r}, allowed whole numbers from 1')
     return [math.floor(e*r) for e in _exact(ratios)]
 
-# %% ../nbs/06_masking.ipynb #7814b599
+# %% ../nbs/06_masking.ipynb #82bb45bf
 def _exact(ratios):
     try: exact = [Fraction(str(e)) for e in ratios]
     except (TypeError,ValueError): exact = []
@@ -39,7 +39,7 @@ def _exact(ratios):
         raise ValueError(f'ratios: got {ratios!r}, allowed one or more numbers in (0,1]')
     return exact
 
-# %% ../nbs/06_masking.ipynb #7994bfb3
+# %% ../nbs/06_masking.ipynb #c2ea2d50
 @lru_cache
 def _factors(ratios, r, rescale):
     "Kept channels and the factor on them, per group."
@@ -48,7 +48,7 @@ def _factors(ratios, r, rescale):
         raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
     return kept, [1/float(e) for e in ratios] if rescale=='inverse_ratio' else [r/k if k else 0. for k in kept]
 
-# %% ../nbs/06_masking.ipynb #091e31fe
+# %% ../nbs/06_masking.ipynb #125ae4a5
 def _group_of_place(n, k, counts, device):
     "Group of each place, (1,n); with `counts` (B,) real tokens, (B,n), where places from the count on get group k."
     if counts is None:
@@ -58,7 +58,7 @@ def _group_of_place(n, k, counts, device):
     g = torch.where(p < m*(q+1), p//(q+1), m+(p-m*(q+1))//q.clamp(min=1))
     return torch.where(p < n, g, k)
 
-# %% ../nbs/06_masking.ipynb #1f1b06b2
+# %% ../nbs/06_masking.ipynb #7e5d7a71
 def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               channel_order:Tensor, # c of Eq. 13, (B,r)
               ratios,               # share of channels per group, most important first
@@ -74,7 +74,7 @@ def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
     kept,factor = torch.tensor([*kept,r], device=dev), torch.tensor([*factor,1.], device=dev, dtype=dtype)
     return (places(channel_order)[:,None] < kept[group][...,None])*factor[group][...,None]
 
-# %% ../nbs/06_masking.ipynb #56e1ee99
+# %% ../nbs/06_masking.ipynb #77ba8798
 def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
                    P_c:Tensor, # channel permutation, rows are places, (B,r,r)
                    ratios,     # share of channels per group, most important first
