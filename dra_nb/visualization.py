@@ -133,7 +133,7 @@ def show_words(words:list,    # C lists of N strings
     ax.set(xlim=(0, max(sum(len(w)+1.3 for w in row) for row in words)), ylim=(len(words), 0)); ax.axis('off')
     return ax
 
-# %% ../nbs/36_visualization.ipynb #a489ffde
+# %% ../nbs/36_visualization.ipynb #b34ad408
 def show_channels(mask:Tensor,  # of one sample, (N,r)
                   ax,           # axis to draw on
                  ):             # the axis
@@ -142,6 +142,7 @@ def show_channels(mask:Tensor,  # of one sample, (N,r)
     order = kept.sum(1).argsort(descending=True, stable=True)
     ax.imshow(kept[order].numpy(), aspect='auto', cmap='viridis', vmin=0, vmax=1.25, interpolation='nearest')
     ax.set(xlabel='channel', ylabel='tokens by rank')
+    ax.locator_params(integer=True)
     return ax
 
 # %% ../nbs/36_visualization.ipynb #492e1a70
