@@ -9,21 +9,21 @@ __all__ = ['descending_order', 'places', 'gumbel_noise', 'noisy_scores', 'soft_p
 import torch
 from torch import Tensor
 
-# %% ../nbs/04_sorting.ipynb #3d092d25
+# %% ../nbs/04_sorting.ipynb #fb596439
 def descending_order(scores:Tensor,           # (..., n)
                      noise:Tensor|None=None,  # added to the scores, same shape
                     )->Tensor:                # indices, highest first, (..., n)
     "Indices from the highest to the lowest score (Eqs. 11 and 13); ties keep their order."
     return (scores if noise is None else scores+noise).sort(dim=-1, descending=True, stable=True).indices
 
-# %% ../nbs/04_sorting.ipynb #f1f4c669
+# %% ../nbs/04_sorting.ipynb #292b5727
 def places(order:Tensor, # a permutation along the last axis, (..., n)
           )->Tensor:     # place of every element in that order, (..., n)
     "The inverse permutation: where each element stands."
     p = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, p)
 
-# %% ../nbs/04_sorting.ipynb #75975f9f
+# %% ../nbs/04_sorting.ipynb #145b8ab4
 def gumbel_noise(shape,                               # shape of the result
                  generator:torch.Generator|None=None, # source of randomness; the noise is drawn on its device
                  device=None,                         # where the result goes
@@ -33,7 +33,7 @@ def gumbel_noise(shape,                               # shape of the result
     u = torch.rand(shape, generator=generator, device=device if generator is None else generator.device, dtype=dtype)
     return -(-u.clamp(min=torch.finfo(u.dtype).tiny).log()).log().to(device)
 
-# %% ../nbs/04_sorting.ipynb #f73bd06e
+# %% ../nbs/04_sorting.ipynb #b6ead8dc
 def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
                  noise:Tensor|None,    # Gumbel noise, same shape; None adds none
                  kind:str='gumbel',    # 'gumbel': a + T*g, 'log-gumbel': log a + T*g, 'none': a
@@ -45,7 +45,7 @@ def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
     if kind=='log-gumbel': scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
     return scores if noise is None or kind=='none' else scores+temperature*noise
 
-# %% ../nbs/04_sorting.ipynb #71fcc23b
+# %% ../nbs/04_sorting.ipynb #62c53bec
 def soft_permutation(scores:Tensor,     # what is sorted, (B,n)
                      tau:float=0.1,     # softness, in standard deviations of the scores
                      valid:Tensor|None=None, # which elements take part, bool (B,n); others stand last, weight 0
