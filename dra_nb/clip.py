@@ -25,13 +25,14 @@ from torch.nn import functional as F
 
 from .files import write_atomically
 
-# %% ../nbs/01_clip.ipynb #16bd1261
+# %% ../nbs/01_clip.ipynb #54e3d131
 class Tower(NamedTuple):
     "What adapters need to know of a tower."
     blocks:nn.ModuleList   # transformer blocks, first to last
     width:int              # d, channels of a token
     mask:Tensor|None       # (N,N) additive attention mask, causal in the text tower
 
+# %% ../nbs/01_clip.ipynb #59311358
 def image_tower(
     model:nn.Module  # an open_clip CLIP
 )->Tower:
@@ -40,6 +41,7 @@ def image_tower(
     if not isinstance(v, VisionTransformer): raise ValueError(f'model: its image tower is a {type(v).__name__}, only open_clip vision transformers (ViT-…) are supported')
     return Tower(v.transformer.resblocks, v.transformer.width, None)
 
+# %% ../nbs/01_clip.ipynb #723cba03
 def text_tower(
     model:nn.Module  # an open_clip CLIP
 )->Tower:
@@ -49,7 +51,7 @@ def text_tower(
     if getattr(t, 'cls_emb', None) is not None or getattr(t, 'use_pad_mask', False): raise ValueError('model: its text tower has a class token or a padding mask (CoCa), only plain text transformers are supported')
     return Tower(t.transformer.resblocks, t.transformer.width, t.attn_mask)
 
-# %% ../nbs/01_clip.ipynb #81b7dad7
+# %% ../nbs/01_clip.ipynb #abf1a4aa
 def embed_image(
     model:nn.Module,  # an open_clip CLIP
     images:Tensor     # (B,3,S,S) normalised
@@ -57,7 +59,7 @@ def embed_image(
     "Class token and patch embeddings with positions (Eq. 1)."
     return model.visual._embeds(images)
 
-# %% ../nbs/01_clip.ipynb #60213e00
+# %% ../nbs/01_clip.ipynb #a61a0fe2
 def run_blocks(
     blocks,            # transformer blocks to run, in order
     x:Tensor,          # (B,N,d)
@@ -68,7 +70,7 @@ def run_blocks(
     for b in blocks: x = b(x, attn_mask=mask)
     return x
 
-# %% ../nbs/01_clip.ipynb #7104699d
+# %% ../nbs/01_clip.ipynb #340a66da
 def project_image(
     model:nn.Module,  # an open_clip CLIP
     x:Tensor          # (B,N,d) output of the last block
@@ -78,6 +80,7 @@ def project_image(
     pooled, _ = v._pool(x)
     return pooled @ v.proj if v.proj is not None else pooled
 
+# %% ../nbs/01_clip.ipynb #03b063de
 def image_features(
     model:nn.Module,  # an open_clip CLIP
     images:Tensor     # (B,3,S,S) normalised
@@ -85,7 +88,7 @@ def image_features(
     "Equations 1 to 3 in one call."
     return project_image(model, run_blocks(image_tower(model).blocks, embed_image(model, images)))
 
-# %% ../nbs/01_clip.ipynb #6c51ee15
+# %% ../nbs/01_clip.ipynb #f5bdd4da
 def tokenize(
     model:nn.Module,                    # a model of `load_clip` (it carries its tokenizer)
     classnames,                         # C names; underscores count as spaces
@@ -95,7 +98,7 @@ def tokenize(
     if template.count('{}') != 1: raise ValueError(f'template: got {template!r}, it must hold exactly one {{}} for the class name')
     return model.tokenizer([template.format(n.replace('_', ' ')) for n in classnames])
 
-# %% ../nbs/01_clip.ipynb #01943df8
+# %% ../nbs/01_clip.ipynb #5a0dd2c7
 def embed_text(
     model:nn.Module,  # an open_clip CLIP
     tokens:Tensor     # (C,N) int64, N at most the context length
@@ -104,7 +107,7 @@ def embed_text(
     t = getattr(model, 'text', model)
     return t.token_embedding(tokens) + t.positional_embedding[:tokens.shape[1]]
 
-# %% ../nbs/01_clip.ipynb #5ec315c1
+# %% ../nbs/01_clip.ipynb #964bbb4f
 def project_text(
     model:nn.Module,  # an open_clip CLIP
     x:Tensor,         # (C,N,d) output of the last block
@@ -117,6 +120,7 @@ def project_text(
     p = t.text_projection
     return x if p is None else p(x) if isinstance(p, nn.Linear) else x @ p
 
+# %% ../nbs/01_clip.ipynb #476f8dcf
 def text_features(
     model:nn.Module,  # an open_clip CLIP
     tokens:Tensor     # (C,N) int64
@@ -125,14 +129,14 @@ def text_features(
     t = text_tower(model)
     return project_text(model, run_blocks(t.blocks, embed_text(model, tokens), t.mask), tokens)
 
-# %% ../nbs/01_clip.ipynb #915c44aa
+# %% ../nbs/01_clip.ipynb #95026c98
 def cut_padding(
     tokens:Tensor  # (C,N) int64, zeros after the end of each text
 )->Tensor:         # (C,n), n = the longest text
     "Drop the columns in which every text is padding: with a causal mask nothing before them changes."
     return tokens[:, :int((tokens != 0).sum(1).max())]
 
-# %% ../nbs/01_clip.ipynb #6036779e
+# %% ../nbs/01_clip.ipynb #f2ad00bf
 def class_logits(
     image_features:Tensor,  # (B,D)
     text_features:Tensor,   # (C,D)
@@ -141,6 +145,7 @@ def class_logits(
     "Cosine similarities divided by the temperature τ: the logits of Eq. 7."
     return logit_scale.exp() * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
 
+# %% ../nbs/01_clip.ipynb #a5944937
 def class_probabilities(
     image_features:Tensor,  # (B,D)
     text_features:Tensor,   # (C,D)
@@ -149,7 +154,7 @@ def class_probabilities(
     "Zero-shot classification (Eq. 7)."
     return class_logits(image_features, text_features, logit_scale).softmax(-1)
 
-# %% ../nbs/01_clip.ipynb #9c5859e4
+# %% ../nbs/01_clip.ipynb #f810ae79
 @dataclass(frozen=True)
 class GlyphClipConfig:
     "The shape of glyph-clip."
@@ -162,6 +167,7 @@ class GlyphClipConfig:
     patch:int = 8               # pixels
     patch_dropout:float = 0.    # share of image tokens dropped in training (pre-training only)
 
+# %% ../nbs/01_clip.ipynb #ad16db7e
 def build_glyph_clip(
     config:GlyphClipConfig=GlyphClipConfig()
 )->nn.Module:  # an open_clip CLIP with random weights
@@ -171,7 +177,7 @@ def build_glyph_clip(
                            dict(context_length=c.context, width=c.width, heads=c.width//c.head_width, layers=c.layers))
     return _attach(model, 'glyph-clip', None, open_clip.get_tokenizer('ViT-B-16', context_length=c.context), (.5,)*3, (.25,)*3)
 
-# %% ../nbs/01_clip.ipynb #1917ab9b
+# %% ../nbs/01_clip.ipynb #96b1773b
 def _attach(model, name, pretrained, tokenizer, mean, std, resize_mode=None, interpolation=None):
     "Give a model what belongs to it: tokenizer, test transform, image size, normalisation."
     size = model.visual.image_size
@@ -180,7 +186,7 @@ def _attach(model, name, pretrained, tokenizer, mean, std, resize_mode=None, int
     model.preprocess = open_clip.image_transform(model.image_size, is_train=False, mean=model.mean, std=model.std, resize_mode=resize_mode, interpolation=interpolation)
     return model
 
-# %% ../nbs/01_clip.ipynb #435dd698
+# %% ../nbs/01_clip.ipynb #a195b9df
 def save_glyph_clip(
     model:nn.Module,     # a model of `build_glyph_clip`
     path,                # the safetensors file
@@ -194,13 +200,14 @@ def save_glyph_clip(
     with write_atomically(path) as tmp: save_file(state, tmp, metadata=dict(facts=json.dumps(facts)))
     return Path(path)
 
+# %% ../nbs/01_clip.ipynb #2e454f5d
 def glyph_clip_facts(
     path=None  # a file of `save_glyph_clip`; the embedded one by default
 )->dict:
     "What the weights file says of its own training."
     with safe_open(str(path or _glyph_clip_file()), 'pt') as f: return json.loads(f.metadata()['facts'])
 
-# %% ../nbs/01_clip.ipynb #e0331ea4
+# %% ../nbs/01_clip.ipynb #d2332487
 def _glyph_clip_file(): return files('dra_nb')/'assets'/'glyph-clip.safetensors'
 
 def _load_glyph_clip(path):
@@ -214,7 +221,7 @@ def _load_glyph_clip(path):
     model.load_state_dict({k: v.float() for k, v in state.items()} | {'token_embedding.weight': table})
     return model
 
-# %% ../nbs/01_clip.ipynb #97297e33
+# %% ../nbs/01_clip.ipynb #ea1fb4e2
 def _check_activation(name, quick, what):
     "Refuse weights trained with another activation than the model computes."
     has = bool((open_clip.get_model_config(name) or {}).get('quick_gelu', False))
@@ -223,7 +230,7 @@ def _check_activation(name, quick, what):
     advice = f'use the name {other!r}' if other in open_clip.list_models() else f'open_clip has no {name} with it'
     raise ValueError(f"name: {name!r} computes {'QuickGELU' if has else 'GELU'}, but {what} was trained with {'QuickGELU' if quick else 'GELU'}; {advice}")
 
-# %% ../nbs/01_clip.ipynb #a5bb6b73
+# %% ../nbs/01_clip.ipynb #c7d84c3e
 def _published():
     "File name → (SHA-256 or its first digits, QuickGELU?) of published weights, read off open_clip's addresses."
     known = {}
@@ -243,7 +250,7 @@ def _quick_by_hash(path):
         raise ValueError(f'pretrained: {path} has SHA-256 {digest[:16]}…, the published {path.name} has {expected[:16]}…; download it again, or rename it if it is your own')
     return next((quick for sha,quick in known.values() if digest.startswith(sha)), None)
 
-# %% ../nbs/01_clip.ipynb #eb5dfa24
+# %% ../nbs/01_clip.ipynb #7a843cb4
 class _Node:
     "A module of the archive: its attributes, nothing else."
     def __setstate__(self, state): vars(self).update(state)
@@ -254,7 +261,7 @@ class _Node:
             if isinstance(v, _Node): found |= v.tensors(f'{prefix}{k}.')
         return found
 
-# %% ../nbs/01_clip.ipynb #92c3ec4a
+# %% ../nbs/01_clip.ipynb #e5350f33
 class _Archive(pickle.Unpickler):
     "Reads the tensors of a TorchScript archive and knows no function but its own two."
     kinds = dict(HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16, FloatStorage=torch.float32, DoubleStorage=torch.float64, LongStorage=torch.int64, IntStorage=torch.int32, BoolStorage=torch.bool)
@@ -272,7 +279,7 @@ class _Archive(pickle.Unpickler):
     def tensor(self, storage, offset, size, stride, *rest): return storage.as_strided(size, stride, offset)
     def value(self, data, *rest): return data
 
-# %% ../nbs/01_clip.ipynb #ea2d3d43
+# %% ../nbs/01_clip.ipynb #712a98cd
 def _openai_tensors(path):
     "The state dict in a TorchScript archive, or None if the file is no such archive."
     if not zipfile.is_zipfile(path): return None
@@ -281,7 +288,7 @@ def _openai_tensors(path):
         if f'{root}/constants.pkl' not in z.namelist(): return None
         return _Archive(z, root).load().tensors()
 
-# %% ../nbs/01_clip.ipynb #719fb021
+# %% ../nbs/01_clip.ipynb #038028ba
 _MARKS = ('input_resolution', 'context_length', 'vocab_size')          # found in OpenAI's checkpoints only
 
 def _reason(e): return ' '.join(str(e).split())[:200]
@@ -302,13 +309,13 @@ def _from_file(name, path):
         try: return open_clip.create_model(name, str(path), weights_only=True, force_preprocess_cfg=shared)
         except Exception as e: raise ValueError(f'pretrained: {path if state is None else archive} cannot be read as weights of {name} ({_reason(e)})') from e
 
-# %% ../nbs/01_clip.ipynb #8f1704d9
+# %% ../nbs/01_clip.ipynb #925d94a5
 def _unreachable(name, tag, cfg, e):
     if not tag: return f'name: {name!r} could not be built, it needs files from the network ({_reason(e)})'
     return (f"pretrained: the weights {tag!r} of {name} could not be fetched from {cfg.get('hf_hub') or cfg.get('url')}; without a network, "
             f"copy a weights file here and give its path as pretrained, or use 'glyph-clip' ({_reason(e)})")
 
-# %% ../nbs/01_clip.ipynb #7e4871a4
+# %% ../nbs/01_clip.ipynb #dec63d45
 def load_clip(
     name:str,              # 'glyph-clip', or a model name of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
