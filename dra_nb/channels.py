@@ -9,7 +9,7 @@ __all__ = ['channel_scores']
 import torch
 from torch import Tensor
 
-# %% ../nbs/05_channels.ipynb #ca32fb92
+# %% ../nbs/05_channels.ipynb #0f11bc3f
 def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
                    W_c:Tensor, # scoring projection, (r,r)
                    b_c:Tensor, # its bias, (r,); the variance does not see it
