@@ -1,7 +1,7 @@
 "A page of the book in a real JupyterLab: opened in a headless Chromium, run from its menu, saved, and read again."
 import contextlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pytest
 from test_site import browser, missing  # noqa: F401, a fixture
@@ -22,10 +22,9 @@ def wait(what, ask, seconds=120):
 
 @pytest.fixture
 def checkout(tmp_path):
-    "What the page needs, and nothing of ours in danger: its last cell exports the notebooks of the checkout it lies in."
-    (tmp_path/'nbs').mkdir()
-    shutil.copy(ROOT/'settings.ini', tmp_path)
-    shutil.copytree(ROOT/'dra_nb', tmp_path/'dra_nb', ignore=shutil.ignore_patterns('assets', '__pycache__'))
+    "A copy, since the last cell of a page exports the notebooks of the checkout it lies in."
+    for o in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/o, tmp_path)
+    for o in ('nbs', 'dra_nb'): shutil.copytree(ROOT/o, tmp_path/o, ignore=shutil.ignore_patterns('assets', '__pycache__', '.*'))
     nb = json.loads((ROOT/'nbs'/PAGE).read_text(encoding='utf-8'))
     for o in nb['cells']:
         if o['cell_type'] == 'code': o['outputs'] = []
@@ -49,10 +48,9 @@ def lab(checkout):
             with contextlib.suppress(OSError, ValueError):
                 url = json.loads(o.read_text())['url']
                 if read(url + 'api'): return url
-    yield (url := wait('JupyterLab answers', address))
-    for o in read(url + 'api/kernels'): urlopen(Request(f'{url}api/kernels/{o["id"]}', method='DELETE'), timeout=20).close()
-    server.kill()
-    server.wait(20)
+    yield wait('JupyterLab answers', address)
+    server.terminate() # it ends its kernels first
+    server.wait(120)
 
 def press(browser, menu, command):
     "Choose a command from a menu of the page."
