@@ -316,9 +316,10 @@ def equations(
         for o in _numbered(nb, path.name): found.setdefault(o.number, o)
     return [found[n] for n in sorted(found)]
 
-# %% ../nbs/16_docs.ipynb #10d5b3f2
+# %% ../nbs/16_docs.ipynb #27c4700a
 _MATH = re.compile(r'<span class="math display">.*?</span>', re.S)
 _EQ = re.compile(r'\b(?:Eqs\.|Equations) ?\d+(?:(?:–|-|, | and )\d+)*|\b(?:Eq\.|Equation) ?\d+')
+_EQ_LINK = re.compile(r'<a href="([\w.]+\.html)">(Eqs?\. ?(\d+)[^<]*)</a>')
 _NO_LINKS = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'h4', 'nav', 'pre', 'script', 'style', 'summary'}
 
 def anchor_equations(
@@ -333,7 +334,7 @@ def anchor_equations(
         return ''.join(f'<span id="eq-{n}" class="equation"></span>' for n in here) + m[0]
     return _MATH.sub(mark, html)
 
-# %% ../nbs/16_docs.ipynb #f118b57b
+# %% ../nbs/16_docs.ipynb #ca117e01
 def link_equations(
     html:str, # a page
     where:dict[int,str], # number → address
@@ -341,7 +342,8 @@ def link_equations(
     "Make the words 'Eq. 10' a link."
     def number(m): return f'<a href="{where[int(m[1])]}">{m[0]}</a>' if int(m[1]) in where else m[0]
     def words(m): return re.sub(r'(?:Eq\D+)?(\d+)', number, m[0])
-    head, main, rest = html.partition('<main')
+    def exact(m): return f'<a href="{to}">{m[2]}</a>' if (to := where.get(int(m[3]), '')).startswith(f'{m[1]}#') else m[0]
+    head, main, rest = _EQ_LINK.sub(exact, html).partition('<main')
     depth, parts = 0, re.split(r'(<[^>]*>)', main + rest)
     for i, o in enumerate(parts):
         tag = re.match(r'</?(\w+)', o)
