@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .data import REAL, Dataset, Item, _SUFFIXES, _cut, as_dataset, base_new, few_shot, open_image, read_split
 
-# %% ../nbs/17_datasets.ipynb #b2d1aa2b
+# %% ../nbs/17_datasets.ipynb #6ea21f87
 LAYOUT = dict(
     imagenet       = ([('imagenet','images'), ('imagenet','')], ''),
     caltech101     = ([('caltech-101','101_ObjectCategories'), ('caltech101','101_ObjectCategories')], 'split_zhou_Caltech101.json'),
@@ -33,7 +33,7 @@ LAYOUT = dict(
     imagenet_a     = ([('imagenet-adversarial','imagenet-a'), ('','imagenet-a')], ''),
     imagenet_r     = ([('imagenet-rendition','imagenet-r'), ('','imagenet-r')], ''))
 
-# %% ../nbs/17_datasets.ipynb #be51bf15
+# %% ../nbs/17_datasets.ipynb #cfea13e3
 HOME = dict(
     imagenet='https://image-net.org (registration)', caltech101='https://data.caltech.edu/records/mzrjq-6wc02', oxford_pets='https://www.robots.ox.ac.uk/~vgg/data/pets/',
     stanford_cars="the makers' page is gone; see https://github.com/pytorch/vision/issues/7545 for copies", oxford_flowers='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
@@ -86,13 +86,13 @@ def _held_out(rows):
     val = {r for g in groups.values() for r in g[:len(g)//5]}
     return [r for r in rows if r not in val], [r for r in rows if r in val]
 
-# %% ../nbs/17_datasets.ipynb #1acdfd7b
+# %% ../nbs/17_datasets.ipynb #ed79fafe
 def _oxford_pets(folder, images):
     "Lines `Abyssinian_100 1 1 1`: image, breed from 1, species, number."
     def rows(path): return [(f'{im}.jpg', _number(breed, path), im.rpartition('_')[0].lower()) for im,breed,*_ in _rows(path, 4)]
     return *_held_out(rows(folder/'annotations'/'trainval.txt')), rows(folder/'annotations'/'test.txt')
 
-# %% ../nbs/17_datasets.ipynb #c502fcbc
+# %% ../nbs/17_datasets.ipynb #8dd1c7f1
 def _fgvc_aircraft(folder, images):
     "Lines `1025794 707-320`: image, variant; variants.txt gives the order."
     names = [' '.join(r) for r in _rows(folder/'variants.txt')]
@@ -227,7 +227,7 @@ def _imagenet(name, place, root):
     items = {p: [Item(os.path.join(place.images, parts[p], k, f), *order[k]) for _,k,fs in rows for f in fs] for p,rows in found.items()}
     return Dataset(items.get('train', []), [], items['test'], [c for c,_,_ in found['test']], name=name)
 
-# %% ../nbs/17_datasets.ipynb #8b3d28cf
+# %% ../nbs/17_datasets.ipynb #688d0601
 COUNTS = dict(
     imagenet=(1000, 1281167, 0, 50000), caltech101=(100, 4128, 1649, 2465), oxford_pets=(37, 2944, 736, 3669), stanford_cars=(196, 6509, 1635, 8041), oxford_flowers=(102, 4093, 1633, 2463),
     food101=(101, 50500, 20200, 30300), fgvc_aircraft=(100, 3334, 3333, 3333), sun397=(397, 15880, 3970, 19850), dtd=(47, 2820, 1128, 1692), eurosat=(10, 13500, 5400, 8100),
@@ -260,12 +260,12 @@ def load_real(name, # one of `REAL`
     own = LAYOUT[name][1] and not place.split
     return data._replace(name=name + ('-own-split' if own else '' if counts(data) == COUNTS[name] else '-partial'))
 
-# %% ../nbs/17_datasets.ipynb #00b770fa
+# %% ../nbs/17_datasets.ipynb #4b1cf4cc
 ZERO_SHOT = {n: 'a photo of a {}.' for n in REAL} | dict(
     oxford_pets='a photo of a {}, a type of pet.', oxford_flowers='a photo of a {}, a type of flower.', fgvc_aircraft='a photo of a {}, a type of aircraft.', dtd='{} texture.',
     eurosat='a centered satellite photo of {}.', food101='a photo of {}, a type of food.', ucf101='a photo of a person doing {}.')
 
-# %% ../nbs/17_datasets.ipynb #14e2d618
+# %% ../nbs/17_datasets.ipynb #4d69fc35
 _DRAWS = dict(
     caltech101='e60a836bd33cbba3 62be9f804c23dea9 8c465c68bff43c6e', dtd='daf3b28e531fbc4b a34259006a2af32a d4a9dc52a372cccc', eurosat='ad260707da9107f1 212e6c8813227418 9dad8ac018414f09',
     oxford_flowers='ea366f552e24a82b 3966d8c7701959cc d027071e2f771db1', oxford_pets='711e62ca7ba4bf69 3ecc09fd23ef3845 45933e694768aaab',

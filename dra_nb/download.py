@@ -64,7 +64,7 @@ def fetch(url,        # http or https address
     os.replace(part, path)
     return path
 
-# %% ../nbs/18_download.ipynb #c3d9cbec
+# %% ../nbs/18_download.ipynb #76efa8b5
 def _members(archive):
     "(name, kind, opener) of every member; kind is 'file', 'folder' or what else it is."
     try:
@@ -107,7 +107,7 @@ def unpack(archive,   # tar (however compressed) or zip file
             os.replace(path, target)
     return folder
 
-# %% ../nbs/18_download.ipynb #0f96e9f4
+# %% ../nbs/18_download.ipynb #8f2241ef
 class Source(NamedTuple):
     "One file to fetch."
     url: str          # address
@@ -119,7 +119,7 @@ _VGG, _DRIVE = 'https://www.robots.ox.ac.uk/~vgg/data/', 'https://people.eecs.be
 _SPLIT = 'https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/c7e7e68ae4eeadfab98e7886b2d6c9cf48a7ceb5/splits/'
 def _split(name, digest=''): return Source(_SPLIT+LAYOUT[name][1], digest, LAYOUT[name][1])
 
-# %% ../nbs/18_download.ipynb #22afe5c5
+# %% ../nbs/18_download.ipynb #02a3e126
 SOURCES = dict(
     oxford_pets=[Source(_VGG+'pets/data/images.tar.gz', 'md5:5c4f3ee8e5d25df40f4fd59a7f44e54c', 'images'), Source(_VGG+'pets/data/annotations.tar.gz', 'md5:95a8c909bbe2e81eed6a22bccdf3f68f', 'annotations'),
         _split('oxford_pets', 'sha256:d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e')],
