@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(o for o in (ROOT/'dra_nb').rglob('*.py'))
-DEV = {'nbdev', 'execnb', 'fastcore', 'ghapi', 'IPython', 'jupyterlab', 'pytest', 'smalldocs', 'selenium', 'setuptools'}
-# Docs are built in a checkout, with development requirements that docs.py asks for when they are needed.
-LAZY = {'docs.py': {'nbdev', 'smalldocs'}}
+DEV = {'nbdev', 'execnb', 'fastcore', 'ghapi', 'IPython', 'jupyterlab', 'pytest', 'smalldocs', 'selenium', 'setuptools', 'ipywidgets'}
+# Docs are built and pages explored in a checkout, with development requirements that are asked for when they are needed.
+LAZY = {'docs.py': {'nbdev', 'smalldocs'}, 'visualization.py': {'ipywidgets'}}
 
 @pytest.fixture(scope='module')
 def settings():
