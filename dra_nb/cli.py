@@ -63,6 +63,7 @@ def _predict_args(p):
 
 # %% ../nbs/14_cli.ipynb #df921f4d
 def _bench_args(p):
+    p.add_argument('what', nargs='?', choices=('accuracy','speed'), default='accuracy', help='accuracy tables, or times and memory of training steps and inference (default: %(default)s)')
     p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
     p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files (default: the 11 embedded sets)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
@@ -120,20 +121,37 @@ def _plan_fit(args):
     return data, method, recipe
 
 # %% ../nbs/14_cli.ipynb #62f7b156
+def _join_processes(args):
+    "Meet the other processes that `torchrun` started, each with a device of its own."
+    import torch
+    cuda = args.device != 'cpu' and torch.cuda.is_available()
+    if cuda: args.device = f'cuda:{os.environ["LOCAL_RANK"]}'; torch.cuda.set_device(args.device)
+    torch.distributed.init_process_group('nccl' if cuda else 'gloo')
+
+def _part_processes():
+    import torch
+    torch.distributed.destroy_process_group()
+
 def _fit(args):
-    from dataclasses import asdict
-    from dra_nb.evaluation import versions
-    from dra_nb.files import write_atomically
-    from dra_nb.training import FitError, fit
+    from dra_nb.training import FitError, fit, processes
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: _join_processes(args)
     out, (data, method, recipe) = Path(args.out), _plan_fit(args)
     start = time.perf_counter()
     try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
     except FitError as e:
-        method.save(out/'last-good')
+        if not processes()[0]: method.save(out/'last-good')
         raise FitError(f'{e} in {out/"last-good"}', e.step) from None
+    if not processes()[0]: _write_fit(args, out, data, method, recipe, history, time.perf_counter()-start)
+    if processes()[1] > 1: _part_processes()
+
+def _write_fit(args, out, data, method, recipe, history, seconds):
+    "Weights, facts and one line to read."
+    from dataclasses import asdict
+    from dra_nb.evaluation import versions
+    from dra_nb.files import write_atomically
     method.save(out)
     facts = dict(method=args.method, dataset=data.name, subset=args.subset, shots=args.shots, seed=args.seed, model=args.model, pretrained=args.pretrained, classnames=data.classnames,
-                 template=data.template, train=asdict(recipe), history=history, seconds=time.perf_counter()-start, versions=versions())
+                 template=data.template, train=asdict(recipe), history=history, seconds=seconds, versions=versions())
     with write_atomically(out/'run.json') as tmp: Path(tmp).write_text(json.dumps(facts, indent=1)+'\n')
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
@@ -192,8 +210,16 @@ def _show(record, done, total):
     m, s = record['metrics'], record['seconds']
     print(f"[{done}/{total}] {record['dataset']:12} {record['method']:10} seed {record['seed']}: base {m['base']:6.2f}  new {m['new']:6.2f}  HM {m['hm']:6.2f}  ({s['train']:.0f} + {s['test']:.0f} s)", flush=True)
 
+def _speed(args):
+    from dra_nb.efficiency import speed, speed_table
+    from dra_nb.evaluation import append_result
+    record = speed(args.model, args.pretrained, args.device)
+    append_result(args.out, record)
+    print(speed_table(record['rows']) + f'\n\n{record["device"]}; added to {args.out}')
+
 def _bench(args):
     from dra_nb.evaluation import bench, summarize, table
+    if args.what == 'speed': return _speed(args)
     from dra_nb.glyphs import SETS
     from dra_nb.data import REAL
     if args.root and len(args.datasets or []) != 1 and not set(args.datasets or ['']) <= set(REAL): raise ValueError('root: goes with public data sets, or with exactly one name in --datasets')

@@ -86,7 +86,8 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
 # %% ../nbs/07_dra.ipynb #d47a3a55
 def _draw_noise(m, x1):
     if m.config.noise=='none': return None,None
-    return tuple(gumbel_noise(shape, m.generator, x1.device) for shape in (x1.shape[:2], (x1.shape[0],x1.shape[2])))
+    rank,world = m.share if m.tower!='text' else (0,1)      # every process sees all prompts, but only its share of the images
+    return tuple(gumbel_noise((len(x1)*world,n), m.generator, x1.device)[rank::world] for n in x1.shape[1:])
 
 def _mask(m, x1, valid, noise):
     with torch.set_grad_enabled(torch.is_grad_enabled() and m.config.order!='hard'):
@@ -130,6 +131,7 @@ class DRA(Adapter):
                 ):
         super().__init__(d, config, generator)
         self.generator = self.reg = self.valid = self.record = None     # source of noise, Eq. 19, real tokens, notes
+        self.share = 0,1                                                # (rank, world), which images of a batch are ours
     def _build(self, r): super()._build(r); self.W_t, self.W_c, self.W_p = (nn.Linear(r, r) for _ in range(3))
     def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}     # for copies
     def _scoring(self): return self.W_t.weight.mT, self.W_t.bias, self.W_c.weight.mT, self.W_c.bias
@@ -245,9 +247,10 @@ def regularization(model:nn.Module, # a model with adapters, after a training pa
 # %% ../nbs/07_dra.ipynb #af312467
 def set_generator(model:nn.Module,               # a model with DRA modules
                   generator:torch.Generator|None, # one source of noise for all of them
+                  share=(0,1),                    # (rank, world): with several processes, which images of a batch this one sees
                  )->nn.Module:                   # the model
     "Draw all training noise from `generator`."
-    for m in adapters(model).values(): m.generator = generator
+    for m in adapters(model).values(): m.generator, m.share = generator, share
     return model
 
 # %% ../nbs/07_dra.ipynb #fa5ba7a9
