@@ -88,7 +88,7 @@ def tower_shapes(model:nn.Module,     # open_clip ViT CLIP
     return (TowerShape(v.positional_embedding.shape[0], i.width, len(i.blocks), dim, w.shape[-1]),
             TowerShape(text_tokens or text.positional_embedding.shape[0], t.width, len(t.blocks), dim))
 
-# %% ../nbs/35_efficiency.ipynb #50609a26
+# %% ../nbs/35_efficiency.ipynb #2153df13
 class SavedBytes(Callback):
     "Bytes that autograd keeps for the backward pass of the first step."
     def before_fit(self, loop):
@@ -103,7 +103,7 @@ class SavedBytes(Callback):
     def after_loss(self, loop):
         if self.hooks: self.hooks.__exit__(None, None, None); self.hooks = None
 
-# %% ../nbs/35_efficiency.ipynb #dd0b4f07
+# %% ../nbs/35_efficiency.ipynb #86580ec7
 def _wait(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
 
@@ -124,7 +124,7 @@ def matmul_rate(device='cpu',  # where
             best = min(best, time.perf_counter()-start)
     return 2*size**3/best
 
-# %% ../nbs/35_efficiency.ipynb #2bf16f9d
+# %% ../nbs/35_efficiency.ipynb #62f2fa27
 class Stopwatch(Callback):
     "Seconds of every step but the first few."
     def __init__(self,
@@ -136,7 +136,7 @@ class Stopwatch(Callback):
         if loop.step > self.warm: self.seconds.append(now-self.last)
         self.last = now
 
-# %% ../nbs/35_efficiency.ipynb #cb870907
+# %% ../nbs/35_efficiency.ipynb #6a861a74
 def speed_dataset(classes:int,  # C
                   images:int,   # how many to train on
                  )->Dataset:
@@ -147,7 +147,7 @@ def speed_dataset(classes:int,  # C
     items = [o for o in data.train if o.label < classes]
     return data._replace(train=(items*-(-images//len(items)))[:images], val=[], test=[], classnames=names)
 
-# %% ../nbs/35_efficiency.ipynb #a9f4f85c
+# %% ../nbs/35_efficiency.ipynb #40f61114
 _TRAINED = {'adapter': ('adapter', {}, 'exact'), 'adapter, all tokens': ('adapter', {}, 'never'),
             'DRA, all tokens': ('dra', {}, 'exact'), 'DRA': ('dra', dict(padding='real'), 'exact')}
 _TESTED = {'zero-shot': ('zero-shot', {}), 'adapter': ('adapter', {}), 'DRA': ('dra', {})}
@@ -167,7 +167,7 @@ def _row(what, variant, peer, rounds, size, flops, rate, **more):
     return dict(what=what, variant=variant, **size, seconds=t, low=min(mine), high=max(mine), images_per_s=size['images']/t, peer=peer, ratio=statistics.median(ratios),
                 ratio_low=min(ratios), ratio_high=max(ratios), flops=flops, bound=flops/rate/t, **more)
 
-# %% ../nbs/35_efficiency.ipynb #e575119d
+# %% ../nbs/35_efficiency.ipynb #3456ecd8
 def _fit_rounds(clip, images, classes, steps, rounds):
     data, times, facts = speed_dataset(classes, images*(steps+2)), {v: [] for v in _TRAINED}, {}
     for _ in range(rounds):
@@ -199,7 +199,7 @@ def training_speed(clip:nn.Module, # a model of `load_clip`
         rows.append(_row('training step', v, 'adapter, all tokens' if v == 'DRA, all tokens' else 'adapter', times, size, flops, rate, **facts[v]))
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #a6f0eaf0
+# %% ../nbs/35_efficiency.ipynb #afd7ad87
 def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`, one each
                     images:int,  # B
                     classes=50,  # C
@@ -227,7 +227,7 @@ def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`
     for m in methods.values(): m.remove()
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #bfcef5a9
+# %% ../nbs/35_efficiency.ipynb #400b39a8
 def speed(model='glyph-clip',  # a CLIP; random weights will do
           pretrained=None,     # its weights, see `load_clip`
           device=None,         # 'cpu', 'cuda'; chosen if None
@@ -243,7 +243,7 @@ def speed(model='glyph-clip',  # a CLIP; random weights will do
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
     return dict(settings=settings, rows=rows, versions=versions(), device=_device_name(next(clips['DRA'].parameters()).device))
 
-# %% ../nbs/35_efficiency.ipynb #0ca97a0e
+# %% ../nbs/35_efficiency.ipynb #d4bc7d2a
 def speed_table(rows:list,  # of the record of `speed`
                )->str:      # Markdown
     "The rows as a table."
