@@ -37,7 +37,7 @@ def lab(checkout):
     pytest.importorskip('jupyterlab')
     folders = {f'JUPYTER_{o}_DIR': str(checkout/o.lower()) for o in ('CONFIG', 'DATA', 'RUNTIME')}
     env = {**os.environ, **folders, 'IPYTHONDIR': str(checkout/'ipython'), 'OMP_NUM_THREADS': '1'}
-    env.pop('IN_TEST', None)
+    for o in ('IN_TEST', 'MPLBACKEND'): env.pop(o, None)       # as a reader's shell has it: figures are shown
     options = ['--no-browser', '--ip=127.0.0.1', '--port=0', '--allow-root', '--IdentityProvider.token=', f'--ServerApp.root_dir={checkout/"nbs"}',
                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.news_url=']
     log = (checkout/'lab.log').open('w')
@@ -50,7 +50,8 @@ def lab(checkout):
                 if read(url + 'api'): return url
     yield wait('JupyterLab answers', address)
     server.terminate() # it ends its kernels first
-    server.wait(120)
+    try: server.wait(60)
+    except subprocess.TimeoutExpired: server.kill(); server.wait(60)
 
 def press(browser, menu, command):
     "Choose a command from a menu of the page."
