@@ -112,7 +112,7 @@ def test_pages_in_the_browser(pages, address, browser):
             main.querySelectorAll('pre, code, .katex, script, style').forEach(o => o.remove())
             return main.textContent''')
         problems = failures(browser)
-        problems += [f'{o!r} in the text' for o in ('$$', r'\(', r'\[', ':::', '{#', '{.', '#|') if o in text]
+        problems += [f'{o!r} in the text' for o in ('$$', r'\(', r'\[', ':::', '{#', '{.', '#|', '](') if o in text]
         formulas, raw = html.count('class="math '), browser.execute_script('return document.querySelectorAll(".math").length - document.querySelectorAll(".math .katex").length')
         if formulas and raw: problems.append(f'{raw} of {formulas} equations not set')
         if '](/' in html: problems.append('a link left as Markdown')
