@@ -132,6 +132,8 @@ def _part_processes():
     import torch
     torch.distributed.destroy_process_group()
 
+
+# %% ../nbs/14_cli.ipynb #337755d5
 def _fit(args):
     from dra_nb.training import FitError, fit, processes
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: _join_processes(args)
@@ -144,6 +146,8 @@ def _fit(args):
     if not processes()[0]: _write_fit(args, out, data, method, recipe, history, time.perf_counter()-start)
     if processes()[1] > 1: _part_processes()
 
+
+# %% ../nbs/14_cli.ipynb #1af12456
 def _write_fit(args, out, data, method, recipe, history, seconds):
     "Weights, facts and one line to read."
     from dataclasses import asdict

@@ -47,7 +47,7 @@ def adapter_flops(s:TowerShape,  # of the tower
     scores = 2*inner+2*s.tokens**2*rank                      # W_t, W_c and Eq. 10's product; no gradient
     return side+scores+2*(inner+side) + enter+4*(inner+side), 2*side+inner
 
-# %% ../nbs/35_efficiency.ipynb #93aab23e
+# %% ../nbs/35_efficiency.ipynb #8fe854a4
 def step_flops(image:TowerShape,  # image tower
                text:TowerShape,   # text tower, `tokens` after cutting
                images:int,        # B
@@ -65,6 +65,7 @@ def step_flops(image:TowerShape,  # image tower
         total += count*(one + sum(adapter_flops(s, rank, kind, b == start)[0] for b in range(start, s.blocks+1)))
     return total
 
+# %% ../nbs/35_efficiency.ipynb #27c4ca54
 def inference_flops(image:TowerShape,  # image tower
                     classes:int,       # C; their text features are known
                     start=5,           # h
@@ -76,7 +77,7 @@ def inference_flops(image:TowerShape,  # image tower
     extra = 0 if kind == 'zero-shot' else sum(adapter_flops(s, rank, kind)[1] for _ in range(start, s.blocks+1))
     return s.blocks*block_flops(s)[0] + 2*(s.tokens-1)*3*s.patch**2*s.width + 2*s.width*s.dim + 2*classes*s.dim + extra
 
-# %% ../nbs/35_efficiency.ipynb #56994574
+# %% ../nbs/35_efficiency.ipynb #8a186fd7
 def tower_shapes(model:nn.Module,     # open_clip ViT CLIP
                  text_tokens:int=None, # n; the context length if None
                 )->tuple:              # image and text `TowerShape`
@@ -88,7 +89,7 @@ def tower_shapes(model:nn.Module,     # open_clip ViT CLIP
     return (TowerShape(v.positional_embedding.shape[0], i.width, len(i.blocks), dim, w.shape[-1]),
             TowerShape(text_tokens or text.positional_embedding.shape[0], t.width, len(t.blocks), dim))
 
-# %% ../nbs/35_efficiency.ipynb #2153df13
+# %% ../nbs/35_efficiency.ipynb #3e5c6ab1
 class SavedBytes(Callback):
     "Bytes that autograd keeps for the backward pass of the first step."
     def before_fit(self, loop):
@@ -103,7 +104,7 @@ class SavedBytes(Callback):
     def after_loss(self, loop):
         if self.hooks: self.hooks.__exit__(None, None, None); self.hooks = None
 
-# %% ../nbs/35_efficiency.ipynb #86580ec7
+# %% ../nbs/35_efficiency.ipynb #0cacf470
 def _wait(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
 
@@ -124,7 +125,7 @@ def matmul_rate(device='cpu',  # where
             best = min(best, time.perf_counter()-start)
     return 2*size**3/best
 
-# %% ../nbs/35_efficiency.ipynb #62f2fa27
+# %% ../nbs/35_efficiency.ipynb #201cd254
 class Stopwatch(Callback):
     "Seconds of every step but the first few."
     def __init__(self,
@@ -136,7 +137,7 @@ class Stopwatch(Callback):
         if loop.step > self.warm: self.seconds.append(now-self.last)
         self.last = now
 
-# %% ../nbs/35_efficiency.ipynb #6a861a74
+# %% ../nbs/35_efficiency.ipynb #29bcf978
 def speed_dataset(classes:int,  # C
                   images:int,   # how many to train on
                  )->Dataset:
@@ -147,7 +148,7 @@ def speed_dataset(classes:int,  # C
     items = [o for o in data.train if o.label < classes]
     return data._replace(train=(items*-(-images//len(items)))[:images], val=[], test=[], classnames=names)
 
-# %% ../nbs/35_efficiency.ipynb #40f61114
+# %% ../nbs/35_efficiency.ipynb #707a1740
 _TRAINED = {'adapter': ('adapter', {}, 'exact'), 'adapter, all tokens': ('adapter', {}, 'never'),
             'DRA, all tokens': ('dra', {}, 'exact'), 'DRA': ('dra', dict(padding='real'), 'exact')}
 _TESTED = {'zero-shot': ('zero-shot', {}), 'adapter': ('adapter', {}), 'DRA': ('dra', {})}
@@ -159,6 +160,7 @@ def _build(kind, changes, clip):
     method.remove()
     return build_method(kind, clip, config=config)
 
+# %% ../nbs/35_efficiency.ipynb #7d6343f2
 def _row(what, variant, peer, rounds, size, flops, rate, **more):
     "One line of the table from the seconds of all rounds."
     mine, other = rounds[variant], rounds[peer]
@@ -167,7 +169,7 @@ def _row(what, variant, peer, rounds, size, flops, rate, **more):
     return dict(what=what, variant=variant, **size, seconds=t, low=min(mine), high=max(mine), images_per_s=size['images']/t, peer=peer, ratio=statistics.median(ratios),
                 ratio_low=min(ratios), ratio_high=max(ratios), flops=flops, bound=flops/rate/t, **more)
 
-# %% ../nbs/35_efficiency.ipynb #3456ecd8
+# %% ../nbs/35_efficiency.ipynb #70a45eaa
 def _fit_rounds(clip, images, classes, steps, rounds):
     data, times, facts = speed_dataset(classes, images*(steps+2)), {v: [] for v in _TRAINED}, {}
     for _ in range(rounds):
@@ -183,6 +185,7 @@ def _fit_rounds(clip, images, classes, steps, rounds):
             method.remove()
     return times, facts
 
+# %% ../nbs/35_efficiency.ipynb #89c2df29
 def training_speed(clip:nn.Module, # a model of `load_clip`
                    images:int,     # B
                    classes:int,    # C
@@ -199,7 +202,23 @@ def training_speed(clip:nn.Module, # a model of `load_clip`
         rows.append(_row('training step', v, 'adapter, all tokens' if v == 'DRA, all tokens' else 'adapter', times, size, flops, rate, **facts[v]))
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #afd7ad87
+# %% ../nbs/35_efficiency.ipynb #13f13059
+def _inference_rounds(methods, x, data, steps, rounds, amp):
+    "Median seconds of a batch, round by round; the first round warms up."
+    device, times, texts = x.device, {v: [] for v in methods}, {}
+    with torch.inference_mode(), mixed_precision(amp, device):
+        for v,m in methods.items(): m.set_classes(data.classnames, data.template); texts[v] = m.text_features()
+        for r in range(rounds+1):
+            for v,m in methods.items():
+                some = []
+                for _ in range(steps):
+                    _wait(device); start = time.perf_counter()
+                    m.logits(normalize(x, m.model.mean, m.model.std), texts[v]); _wait(device)
+                    some.append(time.perf_counter()-start)
+                if r: times[v].append(statistics.median(some))
+    return times
+
+# %% ../nbs/35_efficiency.ipynb #c9c7ba6a
 def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`, one each
                     images:int,  # B
                     classes=50,  # C
@@ -209,25 +228,15 @@ def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`
                    )->list:      # rows (dicts)
     "Time the classification of a batch by zero-shot CLIP, the plain adapter and DRA."
     data, methods = speed_dataset(classes, images), {v: _build(*_TESTED[v], c).eval() for v,c in clips.items()}
-    device, times = next(iter(methods.values())).device, {v: [] for v in methods}
+    device = next(iter(methods.values())).device
     x = torch.rand(images, 3, *(next(iter(clips.values())).image_size,)*2, device=device)
-    with torch.inference_mode(), mixed_precision(amp, device):
-        texts = {}
-        for v,m in methods.items(): m.set_classes(data.classnames, data.template); texts[v] = m.text_features()
-        for r in range(rounds+1):                             # the first round warms up
-            for v,m in methods.items():
-                some = []
-                for _ in range(steps):
-                    _wait(device); start = time.perf_counter()
-                    m.logits(normalize(x, m.model.mean, m.model.std), texts[v]); _wait(device)
-                    some.append(time.perf_counter()-start)
-                if r: times[v].append(statistics.median(some))
+    times = _inference_rounds(methods, x, data, steps, rounds, amp)
     rate, size, kinds = matmul_rate(device, amp), dict(images=images, classes=classes), {v: _TESTED[v][0] for v in clips}
     rows = [_row('inference', v, 'zero-shot', times, size, images*inference_flops(tower_shapes(c)[0], classes, kind=kinds[v]), rate) for v,c in clips.items()]
     for m in methods.values(): m.remove()
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #400b39a8
+# %% ../nbs/35_efficiency.ipynb #7e6e551f
 def speed(model='glyph-clip',  # a CLIP; random weights will do
           pretrained=None,     # its weights, see `load_clip`
           device=None,         # 'cpu', 'cuda'; chosen if None
@@ -243,7 +252,7 @@ def speed(model='glyph-clip',  # a CLIP; random weights will do
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
     return dict(settings=settings, rows=rows, versions=versions(), device=_device_name(next(clips['DRA'].parameters()).device))
 
-# %% ../nbs/35_efficiency.ipynb #d4bc7d2a
+# %% ../nbs/35_efficiency.ipynb #86791753
 def speed_table(rows:list,  # of the record of `speed`
                )->str:      # Markdown
     "The rows as a table."
