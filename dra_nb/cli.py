@@ -67,7 +67,7 @@ def _bench_args(p):
     p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
     p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files (default: the 11 embedded sets)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
-    p.add_argument('--out', default='results.jsonl', help='results file (default: %(default)s)')
+    p.add_argument('--out', help='results file (default: results.jsonl, or speed.jsonl)')
     p.add_argument('--save', help='folder for the trained weights of every run')
     p.add_argument('--workers', type=int, help='processes (default: one a core, one on a GPU)')
 
@@ -136,7 +136,7 @@ def _part_processes():
 # %% ../nbs/14_cli.ipynb #337755d5
 def _fit(args):
     from dra_nb.training import FitError, fit, processes
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: _join_processes(args)
+    if 'LOCAL_RANK' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1: _join_processes(args)
     out, (data, method, recipe) = Path(args.out), _plan_fit(args)
     start = time.perf_counter()
     try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
@@ -217,13 +217,15 @@ def _show(record, done, total):
 def _speed(args):
     from dra_nb.efficiency import speed, speed_table
     from dra_nb.evaluation import append_result
-    record = speed(args.model, args.pretrained, args.device)
-    append_result(args.out, record)
-    print(speed_table(record['rows']) + f'\n\n{record["device"]}; added to {args.out}')
+    if args.datasets or args.root or args.save: raise ValueError('bench speed: times one model on pictures of general; --datasets, --root and --save do not go with it')
+    record, out = speed(args.model, args.pretrained, args.device), args.out or 'speed.jsonl'
+    append_result(out, record)
+    print(speed_table(record['rows']) + f'\n\n{record["device"]}; added to {out}')
 
 def _bench(args):
     from dra_nb.evaluation import bench, summarize, table
     if args.what == 'speed': return _speed(args)
+    args.out = args.out or 'results.jsonl'
     from dra_nb.glyphs import SETS
     from dra_nb.data import REAL
     if args.root and len(args.datasets or []) != 1 and not set(args.datasets or ['']) <= set(REAL): raise ValueError('root: goes with public data sets, or with exactly one name in --datasets')

@@ -62,7 +62,7 @@ class DRAConfig(AdapterConfig):
         object.__setattr__(self, 'ratios', tuple(float(e) for e in self.ratios))
     @classmethod
     def recommended(cls):
-        "Settings in which every part of the method can act."
+        "Settings in which gradient, noise and regularizer take effect; the order stays hard, so W_t and W_c do not learn."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
                    outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 

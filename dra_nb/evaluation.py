@@ -276,7 +276,7 @@ def bench(methods,      # names
          )->list:       # all records of this table, old and new
     "Make the runs that a results file lacks."
     runs = dict(plan(methods, datasets, seeds, **kwargs))
-    done = {r['key']: r for r in read_results(out) if r['key'] in runs}
+    done = {r['key']: r for r in read_results(out) if r.get('key') in runs}
     place = lambda k: None if save is None else str(Path(save)/'-'.join(k.split('/')[:3]))
     todo = {k: {**a, 'device': device, 'save': place(k)} for k,a in runs.items() if k not in done}
     for key,record in _results(todo, min(workers, len(todo))):

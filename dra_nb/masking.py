@@ -79,7 +79,7 @@ def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
                    P_c:Tensor, # channel permutation, rows are places, (B,r,r)
                    ratios,     # share of channels per group, most important first
                    rescale:str='inverse_ratio', # as in `rank_mask`
-                   counts:Tensor|None=None,     # real tokens per sample, (B,)
+                   counts:Tensor|None=None,     # real tokens per sample, (B,); tokens at later places get 0 here, where `rank_mask` gives 1
                   )->Tensor:   # relaxed mask, (B,N,r)
     "The mask of Eqs. 14 to 16 as a product of permutation matrices, for relaxed ones too."
     n,r = P_t.shape[-1], P_c.shape[-1]

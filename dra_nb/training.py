@@ -406,8 +406,11 @@ def _identity(loop):
 def save_checkpoint(loop:Loop,  # after a step
                     path,       # file
                    ):
-    "Write the state of a run, atomically."
-    state = dict(identity=_identity(loop), step=loop.step, history=loop.history, sums=loop.sums, optimizer=loop.optimizer.state_dict(),
+    "Write the state of a run, atomically; with several processes the first one writes."
+    totals = mean_over_processes([t for t,_ in loop.sums.values()], loop.method.device)          # each has its own images
+    if processes()[0]: return
+    sums = {n: (t, c) for (n,(_,c)),t in zip(loop.sums.items(), totals)}
+    state = dict(identity=_identity(loop), step=loop.step, history=loop.history, sums=sums, optimizer=loop.optimizer.state_dict(),
                  weights={n: p.detach() for n,p in loop.trained.items()})
     with write_atomically(path) as tmp: torch.save(state, tmp)
 
@@ -456,7 +459,7 @@ def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     for _ in shown:
         _one_step(loop)
         if bar: shown.comment = ' · '.join(f'{n} {v:.3g}' for n,v in _progress(loop).items())
-        if checkpoint is not None and not loop.batches.rank and loop.step%(every or loop.batches.per_epoch) == 0: save_checkpoint(loop, checkpoint)
+        if checkpoint is not None and loop.step%(every or loop.batches.per_epoch) == 0: save_checkpoint(loop, checkpoint)
     loop.call('after_fit')
     return loop.history
 
