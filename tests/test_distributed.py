@@ -14,9 +14,9 @@ def run(*words):
 
 @pytest.mark.parametrize('method', ['adapter', 'dra'])
 def test_two_processes_give_the_curve_of_one(tmp_path, method):
-    "The same losses and weights, noise of DRA included."
+    "The same losses and weights, noise of DRA included; for DRA also when stopped and resumed within an epoch."
     run(sys.executable, HERE/'ddp_fit.py', method, tmp_path/'one.pt')
-    run(*TORCHRUN, HERE/'ddp_fit.py', method, tmp_path/'two.pt')
+    run(*TORCHRUN, HERE/'ddp_fit.py', method, tmp_path/'two.pt', *([tmp_path/'checkpoint.pt'] if method == 'dra' else []))
     one, two = (torch.load(tmp_path/f'{n}.pt', weights_only=True) for n in ('one', 'two'))
     assert (one['world'], two['world']) == (1, 2) and len(one['history']) == 3
     for a, b in zip(one['history'], two['history']): assert b == pytest.approx(a, rel=1e-4)
