@@ -278,6 +278,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'dra_nb.efficiency._fit_rounds': ('efficiency.html#_fit_rounds', 'dra_nb/efficiency.py'),
                                    'dra_nb.efficiency._inference_rounds': ('efficiency.html#_inference_rounds', 'dra_nb/efficiency.py'),
                                    'dra_nb.efficiency._row': ('efficiency.html#_row', 'dra_nb/efficiency.py'),
+                                   'dra_nb.efficiency._turn': ('efficiency.html#_turn', 'dra_nb/efficiency.py'),
                                    'dra_nb.efficiency._wait': ('efficiency.html#_wait', 'dra_nb/efficiency.py'),
                                    'dra_nb.efficiency.adapter_flops': ('efficiency.html#adapter_flops', 'dra_nb/efficiency.py'),
                                    'dra_nb.efficiency.block_flops': ('efficiency.html#block_flops', 'dra_nb/efficiency.py'),

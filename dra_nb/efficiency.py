@@ -47,7 +47,7 @@ def adapter_flops(s:TowerShape,  # of the tower
     scores = 2*inner+2*s.tokens**2*rank                      # W_t, W_c and Eq. 10's product; no gradient
     return side+scores+2*(inner+side) + enter+4*(inner+side), 2*side+inner
 
-# %% ../nbs/35_efficiency.ipynb #8fe854a4
+# %% ../nbs/35_efficiency.ipynb #0b4e40af
 def step_flops(image:TowerShape,  # image tower
                text:TowerShape,   # text tower, `tokens` after cutting
                images:int,        # B
@@ -65,7 +65,7 @@ def step_flops(image:TowerShape,  # image tower
         total += count*(one + sum(adapter_flops(s, rank, kind, b == start)[0] for b in range(start, s.blocks+1)))
     return total
 
-# %% ../nbs/35_efficiency.ipynb #27c4ca54
+# %% ../nbs/35_efficiency.ipynb #57de3269
 def inference_flops(image:TowerShape,  # image tower
                     classes:int,       # C; their text features are known
                     start=5,           # h
@@ -77,7 +77,7 @@ def inference_flops(image:TowerShape,  # image tower
     extra = 0 if kind == 'zero-shot' else sum(adapter_flops(s, rank, kind)[1] for _ in range(start, s.blocks+1))
     return s.blocks*block_flops(s)[0] + 2*(s.tokens-1)*3*s.patch**2*s.width + 2*s.width*s.dim + 2*classes*s.dim + extra
 
-# %% ../nbs/35_efficiency.ipynb #8a186fd7
+# %% ../nbs/35_efficiency.ipynb #72ded8ce
 def tower_shapes(model:nn.Module,     # open_clip ViT CLIP
                  text_tokens:int=None, # n; the context length if None
                 )->tuple:              # image and text `TowerShape`
@@ -89,7 +89,7 @@ def tower_shapes(model:nn.Module,     # open_clip ViT CLIP
     return (TowerShape(v.positional_embedding.shape[0], i.width, len(i.blocks), dim, w.shape[-1]),
             TowerShape(text_tokens or text.positional_embedding.shape[0], t.width, len(t.blocks), dim))
 
-# %% ../nbs/35_efficiency.ipynb #29b76395
+# %% ../nbs/35_efficiency.ipynb #705410b2
 class SavedBytes(Callback):
     "Bytes that autograd keeps for the backward pass of the first step, without the weights (their 16-bit copies count)."
     def before_fit(self, loop):
@@ -104,7 +104,7 @@ class SavedBytes(Callback):
     def after_loss(self, loop):
         if self.hooks: self.hooks.__exit__(None, None, None); self.hooks = None
 
-# %% ../nbs/35_efficiency.ipynb #9c50ce92
+# %% ../nbs/35_efficiency.ipynb #df0296a8
 def _wait(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
 
@@ -125,7 +125,7 @@ def matmul_rate(device='cpu',  # where
             best = min(best, time.perf_counter()-start)
     return 2*size**3/best
 
-# %% ../nbs/35_efficiency.ipynb #3da0c709
+# %% ../nbs/35_efficiency.ipynb #6bc3cbf2
 class Stopwatch(Callback):
     "Seconds of every step but the first few."
     def __init__(self,
@@ -137,7 +137,7 @@ class Stopwatch(Callback):
         if loop.step > self.warm: self.seconds.append(now-self.last)
         self.last = now
 
-# %% ../nbs/35_efficiency.ipynb #ddac0996
+# %% ../nbs/35_efficiency.ipynb #c593b0d6
 def speed_dataset(classes:int,  # C
                   images:int,   # how many to train on
                  )->Dataset:
@@ -148,7 +148,7 @@ def speed_dataset(classes:int,  # C
     items = [o for o in data.train if o.label < classes]
     return data._replace(train=(items*-(-images//len(items)))[:images], val=[], test=[], classnames=names)
 
-# %% ../nbs/35_efficiency.ipynb #a36d060f
+# %% ../nbs/35_efficiency.ipynb #68322199
 _TRAINED = {'adapter': ('adapter', {}, 'exact'), 'adapter, all tokens': ('adapter', {}, 'never'),
             'DRA, all tokens': ('dra', {}, 'exact'), 'DRA': ('dra', dict(padding='real'), 'exact')}
 _TESTED = {'zero-shot': ('zero-shot', {}), 'adapter': ('adapter', {}), 'DRA': ('dra', {})}
@@ -160,7 +160,7 @@ def _build(kind, changes, clip):
     method.remove()
     return build_method(kind, clip, config=config)
 
-# %% ../nbs/35_efficiency.ipynb #fdac1fb0
+# %% ../nbs/35_efficiency.ipynb #3d7881c9
 def _row(what, variant, peer, rounds, size, flops, rate, **more):
     "One line of the table from the seconds of all rounds."
     mine, other = rounds[variant], rounds[peer]
@@ -169,11 +169,17 @@ def _row(what, variant, peer, rounds, size, flops, rate, **more):
     return dict(what=what, variant=variant, **size, seconds=t, low=min(mine), high=max(mine), images_per_s=size['images']/t, peer=peer, ratio=statistics.median(ratios),
                 ratio_low=min(ratios), ratio_high=max(ratios), flops=flops, bound=flops/rate/t, **more)
 
-# %% ../nbs/35_efficiency.ipynb #3aee7d37
+# %% ../nbs/35_efficiency.ipynb #4f07f087
+def _turn(variants, r):
+    "The variants of round r: each time another one begins."
+    variants = list(variants)
+    return variants[r%len(variants):] + variants[:r%len(variants)]
+
+# %% ../nbs/35_efficiency.ipynb #8e9b5523
 def _fit_rounds(clip, images, classes, steps, rounds):
     data, times, facts = speed_dataset(classes, images*(steps+2)), {v: [] for v in _TRAINED}, {}
-    for _ in range(rounds):
-        for v,(kind, changes, cut) in _TRAINED.items():
+    for r in range(rounds):
+        for v,(kind, changes, cut) in _turn(_TRAINED.items(), r):
             method, watch, kept = _build(kind, changes, clip), Stopwatch(), SavedBytes()
             recipe = replace(method.recipe(data), epochs=1, batch_size=images, truncate_text=cut)
             if v not in facts: fit(method, data._replace(train=data.train[:images]), recipe, callbacks=[kept], bar=False)
@@ -185,7 +191,7 @@ def _fit_rounds(clip, images, classes, steps, rounds):
             method.remove()
     return times, facts
 
-# %% ../nbs/35_efficiency.ipynb #fb6f8507
+# %% ../nbs/35_efficiency.ipynb #2eacde1a
 def training_speed(clip:nn.Module, # a model of `load_clip`
                    images:int,     # B
                    classes:int,    # C
@@ -202,14 +208,14 @@ def training_speed(clip:nn.Module, # a model of `load_clip`
         rows.append(_row('training step', v, 'adapter, all tokens' if v == 'DRA, all tokens' else 'adapter', times, size, flops, rate, **facts[v]))
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #ae10b114
+# %% ../nbs/35_efficiency.ipynb #9e0dc967
 def _inference_rounds(methods, x, data, steps, rounds, amp):
     "Median seconds of a batch, round by round; the first round warms up."
     device, times, texts = x.device, {v: [] for v in methods}, {}
     with torch.inference_mode(), mixed_precision(amp, device):
         for v,m in methods.items(): m.set_classes(data.classnames, data.template); texts[v] = m.text_features()
         for r in range(rounds+1):
-            for v,m in methods.items():
+            for v,m in _turn(methods.items(), r):
                 some = []
                 for _ in range(steps):
                     _wait(device); start = time.perf_counter()
@@ -218,7 +224,7 @@ def _inference_rounds(methods, x, data, steps, rounds, amp):
                 if r: times[v].append(statistics.median(some))
     return times
 
-# %% ../nbs/35_efficiency.ipynb #b997a532
+# %% ../nbs/35_efficiency.ipynb #30fe598e
 def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`, one each
                     images:int,  # B
                     classes=50,  # C
@@ -236,7 +242,7 @@ def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`
     for m in methods.values(): m.remove()
     return rows
 
-# %% ../nbs/35_efficiency.ipynb #457ec492
+# %% ../nbs/35_efficiency.ipynb #afa15aeb
 def speed(model='glyph-clip',  # a CLIP; random weights will do
           pretrained=None,     # its weights, see `load_clip`
           device=None,         # 'cpu', 'cuda'; chosen if None
@@ -252,7 +258,7 @@ def speed(model='glyph-clip',  # a CLIP; random weights will do
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
     return dict(settings=settings, rows=rows, versions=versions(), device=_device_name(next(clips['DRA'].parameters()).device))
 
-# %% ../nbs/35_efficiency.ipynb #30eb86ca
+# %% ../nbs/35_efficiency.ipynb #241cd702
 def speed_table(rows:list,  # of the record of `speed`
                )->str:      # Markdown
     "The rows as a table."
