@@ -10,6 +10,7 @@ __all__ = ['DRAConfig', 'adaptation_mask', 'DRA', 'add_dra', 'add_adapter', 'ada
 import json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from .adapter import Adapter, AdapterConfig, scale_gradient, _scaled, _choice, _number
+from .clip import image_tower, text_tower
 from .scoring import down_project, token_scores
 from .sorting import gumbel_noise, noisy_scores, descending_order, soft_permutation
 from .channels import channel_scores
@@ -41,6 +43,11 @@ def _check_dra(c):
         _number(n, getattr(c, n), lambda v: v >= 0, 'finite numbers from 0')
     _number('softness', c.softness, lambda v: v > 0, 'finite numbers above 0')
 
+def _as_float(ratio):
+    "A ratio as a float; where its digits fall below it, the next float, so that no channel is lost."
+    exact = Fraction(str(ratio)); f = float(exact)
+    return f if Fraction(str(f)) >= exact else math.nextafter(f, 1.)
+
 # %% ../nbs/07_dra.ipynb #0c73a114
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
@@ -59,7 +66,7 @@ class DRAConfig(AdapterConfig):
     padding:str = 'all'              # text tokens that are scored and grouped: 'all', or only the 'real' ones
     def __post_init__(self):
         super().__post_init__(); _check_dra(self)
-        object.__setattr__(self, 'ratios', tuple(float(e) for e in self.ratios))
+        object.__setattr__(self, 'ratios', tuple(map(_as_float, self.ratios)))
     @classmethod
     def recommended(cls):
         "Settings in which gradient, noise and regularizer take effect; the order stays hard, so W_t and W_c do not learn."
@@ -150,21 +157,13 @@ class DRA(Adapter):
 class _Tower(NamedTuple):
     name:str             # 'image' or 'text'
     blocks:nn.Module     # its transformer blocks, in order
-    norm:str             # name of a block's first LayerNorm
     width:int            # d
-
-def _tower(name, encoder):
-    transformer = getattr(encoder, 'transformer', encoder)
-    blocks = getattr(transformer, 'resblocks', getattr(transformer, 'blocks', None))
-    first = blocks[0] if isinstance(blocks, (nn.ModuleList,nn.Sequential)) and len(blocks) else None
-    norm = next((n for n in ('ln_1','norm1') if all(hasattr(first, k) for k in (n,'attn','mlp'))), None)
-    if norm is None or not getattr(transformer, 'batch_first', True):
-        raise ValueError(f'model: got {type(encoder).__name__} as {name} encoder, allowed transformers of open_clip (ViT)')
-    return _Tower(name, blocks, norm, getattr(first, norm).weight.shape[0])
+    norm:str = 'ln_1'    # name of a block's first LayerNorm
 
 def _towers(model):
-    visual = getattr(model, 'visual', None)
-    return [_tower('image', getattr(visual, 'trunk', visual)), _tower('text', getattr(model, 'text', model))]
+    "Both towers, if they are of the kind that training can run."
+    if not hasattr(model, 'visual'): raise ValueError(f'model: got {type(model).__name__}, allowed are CLIPs of open_clip with vision transformers')
+    return [_Tower(name, *find(model)[:2]) for name,find in (('image',image_tower), ('text',text_tower))]
 
 # %% ../nbs/07_dra.ipynb #1d54fa4e
 def _attach(model, config, kind, generator=None):

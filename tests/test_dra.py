@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dra_nb.adapter import Adapter, AdapterConfig
+from dra_nb.clip import image_tower, text_tower
 from dra_nb.dra import (DRA, DRAConfig, adapters, add_adapter, add_dra, dra_parameters, load_dra, real_tokens, recording,
                         regularization, remove_dra, save_dra, set_generator, set_valid)
 from dra_nb.masking import group_sizes, kept_channels, rank_mask
@@ -144,15 +145,14 @@ def test_one_tower(tower, data):
     train(model, data)
     assert len(adapters(model)) == 2
 
-def test_timm_tower():
-    torch.manual_seed(0)
-    model = CustomTextCLIP(embed_dim=24, vision_cfg=dict(timm_model_name='vit_tiny_patch16_224', timm_pool='token', timm_proj='linear', image_size=224), text_cfg=TEXT).eval()
-    data = torch.randn(2,3,224,224, generator=gen(0)), torch.randint(1,60,(3,12), generator=gen(1))
-    before = logits(model, data)
-    add(model, replace(SMALL, start=4))
-    assert [m.d for m in adapters(model).values()] == [192]*9+[32]
-    assert not torch.equal(logits(model, data), before)
-    assert torch.equal(logits(remove_dra(model), data), before)
+@pytest.mark.parametrize('name, why', [('ViT-B-16-SigLIP', 'TimmModel'), ('RN50-quickgelu', 'ModifiedResNet'), ('coca_ViT-B-32', 'class token')])
+def test_what_fit_cannot_run_is_refused_at_once(name, why):
+    "With the line that `fit` would give at its first step."
+    with torch.device('meta'): model = open_clip.create_model(name, device='meta')
+    with pytest.raises(ValueError) as later: image_tower(model); text_tower(model)
+    for attach, config in ((add_dra, SMALL), (add_adapter, PLAIN)):
+        with pytest.raises(ValueError, match=f'^model: .*{why}') as e: attach(model, config)
+        assert str(e.value) == str(later.value) and not adapters(model) and all(p.requires_grad for p in model.parameters())
 
 def test_copies_are_independent(data):
     model = train(add(clip(), BEST), data)
@@ -274,7 +274,7 @@ def test_bad_settings(kw, match):
 
 def test_bad_models():
     resnet = clip(vision=dict(layers=[1,1,1,1], width=8, image_size=32, patch_size=None))
-    for model, config, match in [(resnet, SMALL, 'ModifiedResNet'), (clip(), replace(SMALL, start=5), 'start: got 5, allowed 1 to 4'), (torch.nn.Linear(2,2), SMALL, 'allowed transformers'),
+    for model, config, match in [(resnet, SMALL, 'ModifiedResNet'), (clip(), replace(SMALL, start=5), 'start: got 5, allowed 1 to 4'), (torch.nn.Linear(2,2), SMALL, 'got Linear, allowed'),
                                  (clip(vision=dict(layers=6)), replace(SMALL, start=5), 'blocks of the text encoder')]:
         with pytest.raises(ValueError, match=match): add_dra(model, config)
         assert not adapters(model) and all(p.requires_grad for p in model.parameters())
