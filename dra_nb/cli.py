@@ -51,7 +51,7 @@ def _evaluate_args(p):
     p.add_argument('dataset', help='embedded or public set, own folder of class folders or CSV file')
     p.add_argument('--weights', help='folder written by fit; zero-shot without')
     p.add_argument('--subset', choices=('all','base','new'), default='all', help='classes to choose among (default: %(default)s)')
-    p.add_argument('--template', help="sentence with {} for the name, or 'field' for the one of zero-shot CLIP in the literature (default: the data set's)")
+    p.add_argument('--template', help="sentence with {} for the name, or 'field' for the one of zero-shot CLIP in the literature (default: the data set's with weights, 'field' without)")
     p.add_argument('--out', help='append the result to this JSON Lines file')
 
 def _predict_args(p):
@@ -129,9 +129,10 @@ def _join_processes(args):
     torch.distributed.init_process_group('nccl' if cuda else 'gloo')
 
 def _part_processes():
+    "Part once all are here: a process that ends early has the others killed."
     import torch
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
 
 # %% ../nbs/14_cli.ipynb #337755d5
 def _fit(args):
@@ -139,13 +140,13 @@ def _fit(args):
     if 'LOCAL_RANK' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1: _join_processes(args)
     out, (data, method, recipe) = Path(args.out), _plan_fit(args)
     start = time.perf_counter()
+    (rank, world), error = processes(), None
     try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
-    except FitError as e:
-        if not processes()[0]: method.save(out/'last-good')
-        raise FitError(f'{e} in {out/"last-good"}', e.step) from None
-    if not processes()[0]: _write_fit(args, out, data, method, recipe, history, time.perf_counter()-start)
-    if processes()[1] > 1: _part_processes()
-
+    except FitError as e: error = FitError(f'{e} in {out/"last-good"}', e.step)
+    if not rank: method.save(out/'last-good') if error else _write_fit(args, out, data, method, recipe, history, time.perf_counter()-start)
+    if world > 1: _part_processes()
+    if error and rank: sys.exit(2)                    # the first process says why
+    if error: raise error
 
 # %% ../nbs/14_cli.ipynb #1af12456
 def _write_fit(args, out, data, method, recipe, history, seconds):
@@ -168,10 +169,11 @@ def _with_weights(args):
 
 def _evaluate(args):
     from dra_nb.data import load_dataset
-    from dra_nb.datasets import ZERO_SHOT
+    from dra_nb.datasets import zero_shot_template
     from dra_nb.evaluation import accuracy, append_result, versions
     data = _subset(load_dataset(args.dataset, args.root), args.subset)
-    template = ZERO_SHOT.get(args.dataset, data.template) if args.template == 'field' else args.template or data.template
+    template = args.template or (data.template if args.weights else 'field')
+    if template == 'field': template = zero_shot_template(data)
     if not data.test: raise ValueError(f'dataset: {args.dataset} has no test images')
     start = time.perf_counter()
     acc = accuracy(_with_weights(args), data.test, data.classnames, template, half='new' if args.subset == 'new' else 'base')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'HOME', 'SPLITS_HOME', 'COPIES', 'COUNTS', 'ZERO_SHOT', 'Place', 'find_set', 'imagenet_classes', 'counts',
-           'load_real', 'identity', 'check_real']
+           'load_real', 'zero_shot_template', 'identity', 'check_real']
 
 # %% ../nbs/17_datasets.ipynb #4e294ba0
 import hashlib, json, os, re
@@ -264,6 +264,13 @@ def load_real(name, # one of `REAL`
 ZERO_SHOT = {n: 'a photo of a {}.' for n in REAL} | dict(
     oxford_pets='a photo of a {}, a type of pet.', oxford_flowers='a photo of a {}, a type of flower.', fgvc_aircraft='a photo of a {}, a type of aircraft.', dtd='{} texture.',
     eurosat='a centered satellite photo of {}.', food101='a photo of {}, a type of food.', ucf101='a photo of a person doing {}.')
+
+# %% ../nbs/17_datasets.ipynb #05f138e0
+def zero_shot_template(dataset:Dataset,  # any
+                      )->str:            # with one {}
+    "The sentence of zero-shot CLIP in the literature; for other sets, and where one was chosen, the set's own."
+    if dataset.template != Dataset._field_defaults['template']: return dataset.template
+    return ZERO_SHOT.get(re.sub('-(own-split|partial)$', '', dataset.name), dataset.template)
 
 # %% ../nbs/17_datasets.ipynb #4d69fc35
 _DRAWS = dict(

@@ -109,6 +109,18 @@ def _method_on(clip, name, seed=1, config=None):
         method.remove()
         for p,f in zip(clip.parameters(), flags): p.requires_grad_(f)
 
+# %% ../nbs/13_evaluation.ipynb #bf6bfea8
+def _template(method, data):
+    "The sentence a method is tested with."
+    return method.template(data) if hasattr(method, 'template') else data.template
+
+def _lists(data):
+    "Digest of the lists of a data set, wherever it lies."
+    paths = [o.path for part in data[:3] for o in part]
+    start = os.path.commonprefix([min(paths), max(paths)]).rfind('/')+1
+    rows = [[[o.path[start:], o.label] for o in part] for part in data[:3]]
+    return hashlib.sha256(json.dumps([rows, data.classnames]).encode()).hexdigest()[:10]
+
 # %% ../nbs/13_evaluation.ipynb #2cca282e
 def _settings(method, data, model, pretrained, shots, train):
     "Everything that was set, as plain data, and the recipe."
@@ -116,7 +128,8 @@ def _settings(method, data, model, pretrained, shots, train):
     if train and recipe.epochs: recipe = replace(recipe, **train)
     own = asdict(method.config) if is_dataclass(method.config) else method.config
     embedded = data.name in (*glyphs.SETS, *glyphs.SHIFTS)
-    what = dict(model=model, weights=_weights(model, pretrained), data=glyphs.VERSION if embedded else None, shots=shots, config=own, train=asdict(recipe))
+    facts = glyphs.VERSION if embedded else dict(lists=_lists(data), template=_template(method, data))
+    what = dict(model=model, weights=_weights(model, pretrained), data=facts, shots=shots, config=own, train=asdict(recipe))
     return json.loads(json.dumps(what)), recipe            # as it will be read back: tuples are lists
 
 # %% ../nbs/13_evaluation.ipynb #858d827e
@@ -169,7 +182,7 @@ def _run(m, halves, recipe, seed, bar):
     base, new = halves
     clock = [time.perf_counter()]
     history = fit(m, base, recipe, seed, bar=bar); clock.append(time.perf_counter())
-    b, n = [accuracy(m, h.test, h.classnames, h.template, half=k, amp=recipe.amp) for h,k in zip(halves, ('base','new'))]
+    b, n = [accuracy(m, h.test, h.classnames, _template(m, h), half=k, amp=recipe.amp) for h,k in zip(halves, ('base','new'))]
     clock.append(time.perf_counter())
     return dict(metrics=dict(base=b, new=n, hm=harmonic_mean(b, n), train_loss=history[-1]['loss'] if history else None),
                 counts=dict(train=len(base.train), test_base=len(base.test), test_new=len(new.test), parameters=sum(p.numel() for p in m.trained().values())),

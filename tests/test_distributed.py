@@ -30,3 +30,12 @@ def test_fit_on_the_command_line(tmp_path):
     facts = json.loads((tmp_path/'w'/'run.json').read_text())
     assert len(facts['history']) == 1 and (tmp_path/'w').joinpath('run.json').exists()
     assert any(p.suffix == '.safetensors' for p in (tmp_path/'w').iterdir()) and not (tmp_path/'w'/'checkpoint.pt').exists()
+
+def test_a_stopped_fit_says_so_once(tmp_path):
+    "A loss that is no number stops every process; the first one keeps the weights and tells."
+    program = Path(sys.executable).with_name('dra-nb')
+    words = [*TORCHRUN, '--no-python', program, 'fit', 'vehicles', '--subset', 'base', '--shots', '1', '--epochs', '9', '--lr', '1e38', '--device', 'cpu', '--out', tmp_path/'w']
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=500, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+    assert done.returncode and done.stderr.count('dra-nb: the loss became') == 1 and 'exitcode  : 2' in done.stderr, done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr.split('torch/distributed')[0]                       # ours is one line
+    assert sorted(p.name for p in (tmp_path/'w'/'last-good').iterdir()) == ['adapters.safetensors', 'config.json']

@@ -6,12 +6,14 @@
 __all__ = ['ZeroShot', 'zero_shot']
 
 # %% ../../nbs/20_zero_shot.ipynb #5e6cd809
+from ..datasets import zero_shot_template
 from ..training import Method, TrainConfig, register
 
 # %% ../../nbs/20_zero_shot.ipynb #a0402f4e
 class ZeroShot(Method):
     "CLIP as it is (Eq. 7)."
     def recipe(self, dataset): return TrainConfig.for_dataset(dataset, epochs=0)
+    def template(self, dataset): return zero_shot_template(dataset)
 
 @register('zero-shot')
 def zero_shot(model,        # open_clip model; frozen
