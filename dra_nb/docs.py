@@ -392,7 +392,7 @@ def _addresses(root, found):
     "Address of the entry of each public name that has one, and only one."
     homes = {}
     for o in public_names(root/'dra_nb'): homes.setdefault(o.name, []).append(page_name(o.notebook))
-    return {name: f'{pages[0]}#{found[pages[0]][name]}' for name, pages in homes.items() if len(pages) == 1 and name in found[pages[0]]}
+    return {name: f'{pages[0]}#{found[pages[0]][name]}' for name, pages in homes.items() if len(pages) == 1 and name in found.get(pages[0], {})}
 
 # %% ../nbs/16_docs.ipynb #1414a587
 _FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
@@ -400,8 +400,8 @@ _FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
 def _finish(out, names, root):
     for path in out.glob('site_libs/themes/**/*.css'): _write(path, _FONTS.sub('', _read(path)))
     book, meant = equations(root/'nbs'), _meant(root)
-    where = {o.number: f'{page_name(o.notebook)}#eq-{o.number}' for o in book}
     pages = {names.get(p.name, p.name): _read(p) for p in out.glob('*.html')}
+    where = {o.number: f'{page_name(o.notebook)}#eq-{o.number}' for o in book if page_name(o.notebook) in pages}
     found = {name: entries(html) for name, html in pages.items()}
     known = _addresses(root, found)
     for old in names: (out/old).unlink()
