@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['REAL', 'Item', 'Dataset', 'as_dataset', 'read_split', 'base_new', 'few_shot', 'few_shot_split', 'load_folder',
            'load_csv', 'load_hub', 'load_dataset', 'open_image', 'centre_crop', 'load_images', 'crop_box', 'crop_batch',
-           'ImageSet', 'normalize', 'check_dataset']
+           'resize_matrix', 'crop_resize', 'CropPlan', 'ImageSet', 'normalize', 'check_dataset']
 
 # %% ../nbs/11_data.ipynb #17bd40d7
 import csv, gzip, hashlib, io, json, os, random, re
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import islice
+from functools import cached_property, lru_cache
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from . import glyphs
 from .files import write_atomically
 
@@ -257,13 +259,17 @@ def load_dataset(name,       # an embedded set, one of `REAL`, or your own: a fo
     raise ValueError(f'name: unknown data set {str(name)!r}; allowed: {", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REAL)}; or your own folder of class folders or CSV file')
 
 # %% ../nbs/11_data.ipynb #8faa5d25
+def _read_image(path, read):
+    "`read` of an opened image file."
+    try:
+        with Image.open(path) as im: return read(im)
+    except FileNotFoundError: raise ValueError(f'image: no file {path}') from None
+    except Exception as e: raise ValueError(f'image: {path} cannot be read as an image ({type(e).__name__})') from None
+
 def open_image(path,  # image file
               )->Image.Image:
     "An image file as RGB."
-    try:
-        with Image.open(path) as im: return im.convert('RGB')
-    except FileNotFoundError: raise ValueError(f'image: no file {path}') from None
-    except Exception as e: raise ValueError(f'image: {path} cannot be read as an image ({type(e).__name__})') from None
+    return _read_image(path, lambda im: im.convert('RGB'))
 
 def centre_crop(im:Image.Image,  # RGB
                 size:int,        # side of the result, pixels
@@ -276,20 +282,32 @@ def centre_crop(im:Image.Image,  # RGB
 
 def _pixels(im): return torch.from_numpy(np.array(im)).permute(2, 0, 1)   # (3,H,W), uint8
 
-# %% ../nbs/11_data.ipynb #d1627edb
+# %% ../nbs/11_data.ipynb #4b60c4bc
+def _resizing(preprocess, size):
+    "The steps of a test transform that come before the tensor; the shorter side and the centre if there is none."
+    if preprocess is None: return lambda im: centre_crop(im, size)
+    steps = list(takewhile(lambda t: 'ToTensor' not in type(t).__name__, preprocess.transforms))
+    def resized(im):
+        for step in steps: im = step(im)
+        return im
+    return resized
+
+# %% ../nbs/11_data.ipynb #a17b991f
 @lru_cache(maxsize=6)
 def _composed(name, split, indices, size): return glyphs.compose(name, split, torch.tensor(indices), size=size)
 
 def _is_glyph(item): return item.path.startswith('glyphs://')
 
+# %% ../nbs/11_data.ipynb #d1627edb
 def load_images(items:list,  # at least one item, of any kind
                 size:int,    # side of the result, pixels
                 workers=4,   # threads that read files
+                preprocess=None, # the model's test transform for files; shorter side and centre if None
                )->Tensor:    # (B,3,size,size), uint8
     "Test-time pixels of a list of items."
     if not items: raise ValueError('items: got an empty list, at least one item is needed')
     out = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
-    groups, paths = {}, []
+    groups, paths, resized = {}, [], _resizing(preprocess, size)
     for i,o in enumerate(items):
         if _is_glyph(o):
             name, split, index = o.path.removeprefix('glyphs://').split('/')
@@ -299,7 +317,7 @@ def load_images(items:list,  # at least one item, of any kind
         where, which = zip(*pairs)
         out[list(where)] = _composed(name, split, which, size)
     with ThreadPoolExecutor(workers) as pool:
-        for i,x in zip(paths, pool.map(lambda i: _pixels(centre_crop(open_image(items[i].path), size)), paths)): out[i] = x
+        for i,x in zip(paths, pool.map(lambda i: _pixels(resized(open_image(items[i].path))), paths)): out[i] = x
     return out
 
 # %% ../nbs/11_data.ipynb #4e578076
@@ -322,12 +340,12 @@ def crop_box(width:int,         # of the image, pixels
 
 # %% ../nbs/11_data.ipynb #313aca35
 def crop_batch(images:Tensor,  # (B,3,S,S), values in [0,1]
-               boxes,          # B boxes of `crop_box`
+               boxes,          # (B,4), boxes of `crop_box`; a tensor on the device of the images, or a list
                flips:Tensor,   # (B,) bool, mirror left and right
               )->Tensor:       # (B,3,S,S), the boxes enlarged to the full size
     "Crop, enlarge (bicubic) and flip a batch at once."
     S = images.shape[-1]
-    l, t, w, h = torch.tensor(boxes, dtype=torch.float32, device=images.device).T/S
+    l, t, w, h = torch.as_tensor(boxes, device=images.device).float().T/S
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:,0,0] = torch.where(flips.to(images.device), -w, w)
     theta[:,1,1] = h
@@ -335,40 +353,173 @@ def crop_batch(images:Tensor,  # (B,3,S,S), values in [0,1]
     grid = F.affine_grid(theta, images.shape, align_corners=False)
     return F.grid_sample(images, grid, mode='bicubic', padding_mode='border', align_corners=False).clamp(0, 1)
 
-# %% ../nbs/11_data.ipynb #5206f4f9
+# %% ../nbs/11_data.ipynb #90b50146
+def resize_matrix(start:Tensor,   # (B,) first pixel of the crop
+                  length:Tensor,  # (B,) n, pixels of the crop
+                  size:int,       # S, pixels of the result
+                  width:int,      # W, pixels of the image, padding included
+                 )->Tensor:       # (B,S,W), rows sum to 1, zeros outside the crop
+    "PIL's antialiased bicubic weights along one side, one matrix a crop."
+    n = length.float()[:,None]
+    x = torch.arange(width, device=start.device) - start.float()[:,None]       # (B,W), place in the crop
+    i = torch.arange(size, device=start.device)
+    u = (((2*x+1)*size)[:,None] - ((2*i+1)*n)[...,None]).abs()/(2*n.clamp(min=size))[...,None]
+    near, far = (1.5*u-2.5)*u*u+1, ((2.5-.5*u)*u-4)*u+2
+    k = torch.where(u < 1, near, torch.where(u < 2, far, 0.))*((0 <= x) & (x < n))[:,None]
+    return k/k.sum(-1, keepdim=True)
+
+# %% ../nbs/11_data.ipynb #663109e5
+def _grey(x): return x.add_(.5).floor_().clamp_(0, 255)      # halves go up, as in PIL
+
+def crop_resize(images:Tensor,  # (B,3,H,W), uint8, padded at the bottom and on the right to one size
+                boxes:Tensor,   # (B,4) boxes of `crop_box`, on the same device
+                flips:Tensor,   # (B,) bool, mirror left and right; on the same device
+                size:int,       # S, side of the result, pixels
+               )->Tensor:       # (B,3,S,S), values in [0,1]
+    "Crop, resize (antialiased bicubic) and flip a batch at once."
+    (B, C, H, W), (left, top, w, h) = images.shape, boxes.T
+    across, down = resize_matrix(left, w, size, W), resize_matrix(top, h, size, H)
+    across = torch.where(flips[:,None,None], across.flip(1), across)
+    rows = images.transpose(1, 2).reshape(B, H*C, W).float()
+    x = down @ _grey(rows @ across.mT).view(B, H, C*size)
+    return (_grey(x)/255).view(B, size, C, size).transpose(1, 2)
+
+# %% ../nbs/11_data.ipynb #b39ad60a
+def _send(x, device):
+    "Copy a tensor to a device, without waiting where there is something to wait for."
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == 'cuda' else x.to(device)
+
+class CropPlan(NamedTuple):
+    "Crops known beforehand, with the same numbers on the host and on the device."
+    index:Tensor  # (n,) places of the images in the set
+    boxes:Tensor  # (n,4) left, top, width, height, pixels
+    flips:Tensor  # (n,) bool, mirror left and right
+    there:tuple   # the three on the device
+    def part(self, places): return CropPlan(*(o[places] for o in self[:3]), tuple(o[places] for o in self.there))   # a slice: nothing is copied
+
+def _planned(index, boxes, flips, device):
+    "A `CropPlan`, sent to the device."
+    numbers = torch.tensor(index), torch.tensor(boxes), flips
+    return CropPlan(*numbers, tuple(_send(o, device) for o in numbers))
+
+# %% ../nbs/11_data.ipynb #5c32c56c
+_PADDED = 2**26   # pixels of a padded buffer, unless a single image is larger
+
+def _runs(sizes):
+    "Cut a batch of images of these (height, width) into (first, last+1) of runs that share a buffer."
+    first, H, W = 0, 0, 0
+    for k,(h,w) in enumerate(sizes):
+        H, W = max(H, h), max(W, w)
+        if k > first and (k+1-first)*H*W > _PADDED:
+            yield first, k
+            first, H, W = k, h, w
+    yield first, len(sizes)
+
+def _together(images):
+    "Images of any sizes in one buffer (B,3,H,W), with the rows of the colours interleaved."
+    H, W = (max(im.shape[d] for im in images) for d in (1, 2))
+    buffer = images[0].new_empty(len(images), H, 3, W).transpose(1, 2)
+    for x,im in zip(buffer, images): x[:,:im.shape[1],:im.shape[2]] = im
+    return buffer
+
+# %% ../nbs/11_data.ipynb #d3ef8fd9
+class _Compositions:
+    "Made once, kept on the device."
+    def __init__(self, items, size, device):
+        self.pixels, self.device, self.sizes = load_images(items, size).to(device), device, [(size, size)]*len(items)
+    def whole(self, index): return self.pixels[_send(torch.tensor(index), self.device)].float()/255
+    def crops(self, plan):
+        index, boxes, flips = plan.there
+        return crop_batch(self.pixels[index].float()/255, boxes, flips)
+
+# %% ../nbs/11_data.ipynb #adf162fe
+def _budget(cache, device):
+    "Bytes for decoded images: what was asked for, else a quarter of the memory free on a GPU, none elsewhere."
+    if cache is None: return torch.cuda.mem_get_info(device)[0]//4 if torch.device(device).type == 'cuda' else 0
+    if cache < 0: raise ValueError(f'cache: got {cache}, allowed are None, 0 or a number of bytes')
+    return cache
+
+class _Paths:
+    "Files and the threads that read them."
+    def __init__(self, items, size, device, workers, preprocess, cache):
+        self.items, self.size, self.device, self.workers, self.preprocess, self.cache, self.kept = items, size, device, workers, preprocess, cache, {}
+    def threads(self, f, *args):
+        with ThreadPoolExecutor(self.workers) as pool: return list(pool.map(f, *args))
+    @cached_property
+    def sizes(self): return self.threads(lambda o: _read_image(o.path, lambda im: im.size), self.items)     # width and height
+    @cached_property
+    def room(self):
+        "Places of the images that fit into the cache, taken in order."
+        left, room = self.cache, set()
+        for i,(w,h) in enumerate(self.sizes):
+            if 3*w*h <= left: left -= 3*w*h; room.add(i)
+        return room
+
+# %% ../nbs/11_data.ipynb #f42ae396
+class _Files(_Paths):
+    "Read when asked for, or kept decoded."
+    def whole(self, index): return _send(load_images([self.items[i] for i in index], self.size, self.workers, self.preprocess), self.device).float()/255
+    def decoded(self, index):
+        "Images on the device, (3,H,W), uint8."
+        new = [i for i in index if i not in self.kept]
+        read = self.threads(lambda i: _pixels(open_image(self.items[i].path)).contiguous(), new)
+        fresh = {i: _send(x, self.device) for i,x in zip(new, read)}
+        self.kept.update({i: x for i,x in fresh.items() if i in self.room})
+        return [fresh[i] if i in fresh else self.kept[i] for i in index]
+    def by_products(self, plan):
+        images, (_, boxes, flips) = self.decoded(plan.index.tolist()), plan.there
+        return torch.cat([crop_resize(_together(images[a:b]), boxes[a:b], flips[a:b], self.size) for a,b in _runs([im.shape[1:] for im in images])])
+    def by_pil(self, plan):
+        def crop(i, l, t, w, h): return _pixels(open_image(self.items[i].path).crop((l, t, l+w, t+h)).resize((self.size,)*2, Image.BICUBIC))
+        x = torch.stack(self.threads(crop, plan.index.tolist(), *plan.boxes.T.tolist()))
+        return _send(torch.where(plan.flips[:,None,None,None], x.flip(-1), x), self.device).float()/255
+    def crops(self, plan): return self.by_products(plan) if self.cache else self.by_pil(plan)
+
+# %% ../nbs/11_data.ipynb #b7e2e4a0
 class ImageSet:
-    "The images of a list of items: compositions made once, files read when asked for."
+    "The images of a list of items: compositions made once, files read when asked for or kept decoded."
     def __init__(self,
-                 items:list,     # what to show
-                 size:int,       # side, pixels
-                 device='cpu',   # where the tensors go
-                 workers=4,      # threads that read files
+                 items:list,      # what to show: compositions, or files
+                 size:int,        # side, pixels
+                 device='cpu',    # where the tensors go
+                 workers=4,       # threads that read files
+                 preprocess=None, # the model's test transform, as for `load_images`
+                 cache=None,      # bytes of decoded files to keep on the device; None: a quarter of what is free on a GPU, none on a CPU
                 ):
-        self.items, self.size, self.device, self.workers = items, size, device, workers
-        self.pixels = load_images(items, size).to(device) if items and all(map(_is_glyph, items)) else None
+        self.items, self.device, made = items, device, items and all(map(_is_glyph, items))
+        self.images = _Compositions(items, size, device) if made else _Files(items, size, device, workers, preprocess, _budget(cache, device))
     def __len__(self): return len(self.items)
     def whole(self, index):
         "Images as at test time, (B,3,S,S) in [0,1]."
-        pixels = load_images([self.items[i] for i in index], self.size, self.workers) if self.pixels is None else self.pixels[list(index)]
-        return pixels.to(self.device).float()/255
-    def crops(self, index, draws, flips, area=(.08,1.), ratio=(3/4,4/3)):
-        "Random crops, (B,3,S,S) in [0,1]; `draws` as for `crop_box`, one set an image."
-        if self.pixels is not None: return crop_batch(self.whole(index), [crop_box(self.size, self.size, u, area, ratio) for u in draws], flips)
-        with ThreadPoolExecutor(self.workers) as pool: x = torch.stack(list(pool.map(self._crop_file, index, draws, [area]*len(draws), [ratio]*len(draws))))
-        return torch.where(flips[:,None,None,None], x.flip(-1), x).to(self.device).float()/255
-    def _crop_file(self, i, draws, area, ratio):
-        im = open_image(self.items[i].path)
-        l, t, w, h = crop_box(*im.size, draws, area, ratio)
-        return _pixels(im.crop((l, t, l+w, t+h)).resize((self.size,)*2, Image.BICUBIC))
+        return self.images.whole(index)
+    def plan(self, index, draws, flips, area=(.08,1.), ratio=(3/4,4/3)):
+        "A `CropPlan` of random crops; `draws` as for `crop_box`, one set an image."
+        boxes = [crop_box(*self.images.sizes[i], u, area, ratio) for i,u in zip(index, draws)]
+        return _planned(index, boxes, flips, self.device)
+    def crops(self, plan:CropPlan):
+        "The planned crops, (B,3,S,S) in [0,1]."
+        return self.images.crops(plan)
+
+# %% ../nbs/11_data.ipynb #eb6ca628
+class NothingCopied(TorchDispatchMode):
+    "Fails when tensors of two devices meet in one operation."
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {o.device.type for o in tree_leaves((args, kwargs, out)) if torch.is_tensor(o)}
+        assert len(devices) < 2, f'{func} copies between {sorted(devices)}'
+        return out
 
 # %% ../nbs/11_data.ipynb #5757b387
+@lru_cache
+@torch.inference_mode(False)                       # kept for every later use, training included
+def _per_colour(values, device): return torch.tensor(values, device=device)[:,None,None]
+
 def normalize(images:Tensor,  # (B,3,S,S), values in [0,1]
               mean,           # three numbers, per colour
               std,            # three numbers, per colour
              )->Tensor:       # (B,3,S,S)
     "Subtract the mean and divide by the standard deviation, per colour."
-    mean, std = (torch.tensor(o, device=images.device)[:,None,None] for o in (mean, std))
-    return (images-mean)/std
+    return (images-_per_colour(tuple(mean), images.device))/_per_colour(tuple(std), images.device)
 
 # %% ../nbs/11_data.ipynb #b0cf2dca
 def check_dataset(dataset:Dataset,  # any

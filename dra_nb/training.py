@@ -326,9 +326,9 @@ class Batches:
     def __len__(self): return self.per_epoch*self.config.epochs
     def __getitem__(self, step):
         c, (epoch, i) = self.config, divmod(step, self.per_epoch)
-        if self.epoch != epoch: self.epoch, self.plan = epoch, epoch_plan(len(self.shots), c.flip, self.seed, epoch)
-        index, draws, flips = (o[i*c.batch_size:(i+1)*c.batch_size][self.rank::self.world] for o in self.plan)
-        return self.shots.crops(index, draws, flips, c.area, c.ratio), self.labels[index]
+        if self.epoch != epoch: self.epoch, self.plan = epoch, self.shots.plan(*epoch_plan(len(self.shots), c.flip, self.seed, epoch), c.area, c.ratio)
+        plan = self.plan.part(slice(i*c.batch_size+self.rank, (i+1)*c.batch_size, self.world))
+        return self.shots.crops(plan), self.labels[plan.there[0]]
 
 # %% ../nbs/12_training.ipynb #9b46665c
 class Log:
