@@ -257,7 +257,7 @@ def _rank_figure(args, record, out, n=6):
     model = load_dra(_load(args), out/'weights'/'-'.join(record['key'].split('/')[:3]))
     test = load_dataset(args.dataset, args.root).test
     items = test[::max(1, len(test)//n)][:n]
-    images = load_images(items, model.image_size)/255
+    images = load_images(items, model.image_size, preprocess=model.preprocess)/255
     ranks = token_ranks(model, normalize(images, model.mean, model.std).to(next(model.parameters()).device))
     blocks = sorted(ranks); blocks = sorted({blocks[0], blocks[len(blocks)//2], blocks[-1]})
     fig = Figure(figsize=(1.5*len(items), 6.2), dpi=100, layout='constrained')

@@ -38,16 +38,16 @@ def predictions(model,             # open_clip model, or a `Method`
                )->Tensor:          # labels (n,), or probabilities (n,C)
     "The most probable class of every image."
     method = as_method(model).eval()
-    images, out = ImageSet(items, method.model.image_size, method.device), []
+    images, out = ImageSet(items, method.model.image_size, method.device, preprocess=method.model.preprocess), []
     with torch.inference_mode(), mixed_precision(amp, method.device):
         method.set_classes(classnames, template, half)
         text = method.text_features()
         for i in range(0, len(items), batch_size):
             x = images.whole(range(i, min(i+batch_size, len(items))))
             logits = method.logits(normalize(x, method.model.mean, method.model.std), text).float()
-            out.append(logits.softmax(-1).cpu() if probabilities else logits.argmax(-1).cpu())
+            out.append(logits.softmax(-1) if probabilities else logits.argmax(-1))
     method.start = None
-    return torch.cat(out)
+    return torch.cat(out).cpu()
 
 # %% ../nbs/13_evaluation.ipynb #517fbc08
 def accuracy(model,             # open_clip model, or a `Method`
