@@ -36,7 +36,7 @@ LAYOUT = dict(
 # %% ../nbs/17_datasets.ipynb #cfea13e3
 HOME = dict(
     imagenet='https://image-net.org (registration)', caltech101='https://data.caltech.edu/records/mzrjq-6wc02', oxford_pets='https://www.robots.ox.ac.uk/~vgg/data/pets/',
-    stanford_cars="the makers' page is gone; see https://github.com/pytorch/vision/issues/7545 for copies", oxford_flowers='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
+    stanford_cars="a copy named in https://github.com/pytorch/vision/issues/7545 (the makers' page is gone)", oxford_flowers='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
     food101='https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/', fgvc_aircraft='https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/',
     sun397='https://vision.princeton.edu/projects/2010/SUN/', dtd='https://www.robots.ox.ac.uk/~vgg/data/dtd/', eurosat='https://github.com/phelber/EuroSAT',
     ucf101='UCF-101-midframes.zip of https://github.com/KaiyangZhou/CoOp (DATASETS.md)', imagenetv2='https://github.com/modestyachts/ImageNetV2',

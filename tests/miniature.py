@@ -148,7 +148,7 @@ def damage(kind, name, root):
 def _damage_split(kind, path):
     if kind == 'missing split': path.unlink(); return path.name
     parts = json.loads(path.read_text())
-    if kind == 'wrong class count': parts = {k: [r for r in rows if r[1] != len({r[1] for r in parts['train']})-1] for k,rows in parts.items()}; word = 'classes'
+    if kind == 'wrong class count': last = max(r[1] for r in parts['train']); parts = {k: [r for r in rows if r[1] != last] for k,rows in parts.items()}; word = f'{last} classes, expected'
     if kind == 'label out of range': parts['val'][0][1] = 5001; parts['val'][0][2] = 'nowhere'; word = '5001'
     if kind == 'path escaping the root': parts['test'][0][0] = '../../secret.jpg'; word = '../../secret.jpg'
     path.write_text(json.dumps(parts))
@@ -166,7 +166,7 @@ def _damage_folders(kind, name, images, outside):
     part = images/'val' if name == 'imagenet' else images
     last = sorted(p for p in part.iterdir() if p.is_dir())[-1]
     if kind == 'missing split': part.rename(part.with_name('elsewhere')); return part.name
-    if kind == 'wrong class count': last.rename(images.parent/'set-aside'); return last.name if name == 'imagenet' else 'classes'
+    if kind == 'wrong class count': last.rename(images.parent/'set-aside'); return last.name if name == 'imagenet' else f'{len(WNIDS)-1} classes, expected'
     if kind == 'label out of range': last.rename(last.with_name(other := {'imagenetv2': '1000'}.get(name, 'n99999999'))); return other
     picture(outside/'secret.JPEG', 0, 0)
     (part/last.name/'link.JPEG').symlink_to(outside/'secret.JPEG')       # a folder names no path but by a link
