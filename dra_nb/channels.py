@@ -20,7 +20,7 @@ def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
         raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r) with N from 2')
     z = x1@W_c + b_c
     if z.dtype in (torch.float16,torch.bfloat16): z = z.float()
-    if valid is None: return z.var(1)
+    if valid is None: return (z-z.mean(1, keepdim=True)).square().sum(1)/(z.shape[1]-1)   # z.var(1) is several times slower on this axis
     n = valid.sum(1)[:,None]                                                  # real tokens, (B,1)
     mu = (z*valid[...,None]).sum(1)/n
     return ((z-mu[:,None]).pow(2)*valid[...,None]).sum(1)/(n-1).clamp(min=1)

@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from .adapter import Adapter, AdapterConfig, scale_gradient, _scaled, _choice, _number
+from .adapter import Adapter, AdapterConfig, scale_gradient, _single, _scaled, _choice, _number
 from .clip import image_tower, text_tower
 from .scoring import down_project, token_scores
 from .sorting import gumbel_noise, noisy_scores, descending_order, soft_permutation
@@ -91,10 +91,10 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
     return hard + (soft-soft.detach())
 
 # %% ../nbs/07_dra.ipynb #d47a3a55
-def _draw_noise(m, x1):
+def _draw_noise(m, x):
     if m.config.noise=='none': return None,None
     rank,world = m.share if m.tower!='text' else (0,1)      # every process sees all prompts, but only its share of the images
-    return tuple(gumbel_noise((len(x1)*world,n), m.generator, x1.device)[rank::world] for n in x1.shape[1:])
+    return tuple(gumbel_noise((len(x)*world,n), m.generator, x.device)[rank::world] for n in (x.shape[1],m.config.rank))
 
 def _mask(m, x1, valid, noise):
     with torch.set_grad_enabled(torch.is_grad_enabled() and m.config.order!='hard'):
@@ -129,6 +129,53 @@ def _note(m, x1, valid):
     ranks = (rank_mask(descending_order(low), descending_order(a_c), m.config.ratios, counts=counts) > 0).sum(-1)
     return dict(token_scores=a_t, channel_scores=a_c, ranks=ranks)
 
+# %% ../nbs/07_dra.ipynb #50b443c5
+_through = torch.ops.aten.threshold_backward      # a gradient, where a ReLU let something pass
+
+def _rows(t): return t.reshape(-1, t.shape[-1])
+
+class _OnePass(torch.autograd.Function):
+    "Eqs. 17 and 19 together, and the gradient of both."
+    @staticmethod
+    def forward(ctx, m, x, valid, noise, W_d, b_d, W_p, b_p, W_u, b_u):
+        c, n = m.config, len(x) if m.config.reg_reduction=='sum' else x.numel()
+        if torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
+        x1 = m.down(x)
+        mask = _mask(m, x1, valid, noise)
+        kept = x1*mask
+        h,h_test = F.relu(m.W_p(kept)), F.relu(m.W_p(x1))
+        e,W = h-h_test, W_u.to(h.dtype)
+        D = (e@W.T).sign_()
+        to_W,to_e = _rows(D).T@_rows(e), D@W                                  # Eq. 19's gradient, but for its factor
+        ctx.save_for_backward(x, x1, mask, kept, h, h_test, to_W, to_e, W_d, W_p, W_u)
+        ctx.scale, ctx.rescaled, ctx.n = c.scale, c.gradient=='rescaled', n
+        return m.W_u(h).mul_(c.scale), _single(to_W*W).sum()*(c.scale/n)
+
+# %% ../nbs/07_dra.ipynb #1665204f
+def _one_pass_backward(ctx, g, g_reg):
+    x, x1, mask, kept, h, h_test, to_W, to_e, *weights = ctx.saved_tensors
+    W_d, W_p, W_u = (w.to(x.dtype) for w in weights)
+    s_in, s_out = (ctx.scale,1.) if ctx.rescaled else (1.,ctx.scale)
+    g, k = (g if s_out==1 else g*s_out).to(x.dtype), (g_reg*(s_out/ctx.n)).to(x.dtype)
+    to_e = to_e*k
+    p,p_test = _through(to_e+g@W_u, h, 0), _through(to_e, h_test, 0)          # the test path's has the other sign
+    z = _through((p@W_p).mul_(mask)-p_test@W_p, x1, 0)
+    to_x = z@(W_d*s_in) if ctx.needs_input_grad[1] else None
+    a = lambda left, right: _rows(left).T@_rows(right)
+    b = lambda t: _rows(t).sum(0)
+    found = a(z, x), b(z), a(p, kept)-a(p_test, x1), b(p-p_test), a(g, h)+k*to_W, b(g)
+    return None, to_x, None, None, *(t.to(weights[0].dtype) for t in found)
+_OnePass.backward = staticmethod(_one_pass_backward)
+
+def _by_hand(m):
+    c, wanted = m.config, {'text':m.config.lambda_text, 'image':m.config.lambda_image}.get(m.tower, 1.)
+    return c.order=='hard' and not c.outer_relu and c.reg_gradient==c.gradient and wanted > 0 and m.record is None
+
+def _one_pass(m, x, valid, noise):
+    weights = [p for w in (m.W_d,m.W_p,m.W_u) for p in (w.weight,w.bias)]
+    y,m.reg = _OnePass.apply(m, x, valid, noise, *weights)
+    return y
+
 # %% ../nbs/07_dra.ipynb #f92f91b7
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (its Eq. 19 term stands in `reg`), of Eq. 18 in evaluation mode."
@@ -148,10 +195,12 @@ class DRA(Adapter):
         scale,(W_t,b_t,W_c,b_c) = math.sqrt(self.d if self.config.attention_scale=='d' else self.config.rank), self._scoring()
         return token_scores(x1, W_t, b_t, scale, valid), channel_scores(x1, W_c, b_c, valid)
     def forward(self, x:Tensor, valid:Tensor|None=None, noise:tuple|None=None)->Tensor:
-        x1,valid,self.reg = self.down(self.enter(x)), _real(self, x, valid), None
+        valid,self.reg = _real(self, x, valid), None
+        if self.training and noise is None: noise = _draw_noise(self, x)
+        if self.training and _by_hand(self): return _one_pass(self, x, valid, noise)
+        x1 = self.down(self.enter(x))
         if self.record is not None: self.record.append(_note(self, x1, valid))
-        if not self.training: return self.leave(self.up(x1))
-        return _train_update(self, x, x1, valid, _draw_noise(self, x1) if noise is None else noise)
+        return _train_update(self, x, x1, valid, noise) if self.training else self.leave(self.up(x1))
 
 # %% ../nbs/07_dra.ipynb #86ce06ad
 class _Tower(NamedTuple):

@@ -58,6 +58,17 @@ def _group_of_place(n, k, counts, device):
     g = torch.where(p < m*(q+1), p//(q+1), m+(p-m*(q+1))//q.clamp(min=1))
     return torch.where(p < n, g, k)
 
+# %% ../nbs/06_masking.ipynb #f84738ac
+def _of_place(n, r, ratios, rescale, device, dtype, counts=None):
+    "Channels kept at each place, and the factor on them: (1,n), with `counts` (B,n)."
+    kept,factor = _factors(ratios, r, rescale)
+    group = _group_of_place(n, len(kept), counts, device)
+    return torch.tensor([*kept,r], device=device)[group], torch.tensor([*factor,1.], device=device, dtype=dtype)[group]
+
+@lru_cache
+def _known(*given):
+    with torch.inference_mode(False): return _of_place(*given)
+
 # %% ../nbs/06_masking.ipynb #7e5d7a71
 def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               channel_order:Tensor, # c of Eq. 13, (B,r)
@@ -67,12 +78,10 @@ def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               dtype:torch.dtype|None=None, # type of the mask
              )->Tensor:             # factor on every feature, (B,N,r)
     "The mask of Eqs. 14 to 16, in the tokens' and channels' own order."
-    r,dev = channel_order.shape[-1], token_order.device
-    kept,factor = _factors(tuple(ratios), r, rescale)
-    group = _group_of_place(token_order.shape[-1], len(kept), counts, dev)                # of each place
-    group = group.expand(token_order.shape).gather(-1, places(token_order))               # of each token, (B,N)
-    kept,factor = torch.tensor([*kept,r], device=dev), torch.tensor([*factor,1.], device=dev, dtype=dtype)
-    return (places(channel_order)[:,None] < kept[group][...,None])*factor[group][...,None]
+    given = token_order.shape[-1], channel_order.shape[-1], tuple(ratios), rescale, token_order.device, dtype
+    table = _known(*given) if counts is None else _of_place(*given, counts)
+    kept,factor = (torch.empty_like(token_order, dtype=o.dtype).scatter_(-1, token_order, o.expand(token_order.shape)) for o in table)
+    return (places(channel_order)[:,None] < kept[...,None])*factor[...,None]
 
 # %% ../nbs/06_masking.ipynb #77ba8798
 def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
