@@ -93,8 +93,9 @@ def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
 # %% ../nbs/07_dra.ipynb #d47a3a55
 def _draw_noise(m, x):
     if m.config.noise=='none': return None,None
-    rank,world = m.share if m.tower!='text' else (0,1)      # every process sees all prompts, but only its share of the images
-    return tuple(gumbel_noise((len(x)*world,n), m.generator, x.device)[rank::world] for n in (x.shape[1],m.config.rank))
+    total,mine = len(x)*m.share[1], slice(m.share[0], None, m.share[1])
+    if m.tower=='text': total,mine = m.part or (len(x),slice(None))     # every process sees all prompts, but only its share of the images
+    return tuple(gumbel_noise((total,n), m.generator, x.device)[mine] for n in (x.shape[1],m.config.rank))
 
 def _mask(m, x1, valid, noise):
     with torch.set_grad_enabled(torch.is_grad_enabled() and m.config.order!='hard'):
@@ -185,7 +186,7 @@ class DRA(Adapter):
                 ):
         super().__init__(d, config, generator)
         self.generator = self.reg = self.valid = self.record = None     # source of noise, Eq. 19, real tokens, notes
-        self.share = 0,1                                                # (rank, world), which images of a batch are ours
+        self.share, self.part = (0,1), None                             # which images of a batch are ours; which prompts of all
     def _build(self, r): super()._build(r); self.W_t, self.W_c, self.W_p = (nn.Linear(r, r) for _ in range(3))
     def __getstate__(self): return {**self.__dict__, 'reg':None, 'valid':None, 'record':None}     # for copies
     def _scoring(self): return self.W_t.weight.mT, self.W_t.bias, self.W_c.weight.mT, self.W_c.bias
@@ -305,13 +306,14 @@ def set_generator(model:nn.Module,               # a model with DRA modules
 @contextmanager
 def set_valid(model:nn.Module, # a model with DRA modules
               valid:Tensor,    # real text tokens, bool (C,N)
+              part:tuple|None=None, # number of all prompts, and the slice of them that these are, if not all
              ):
     "Within it, text modules with `padding='real'` score and group only the tokens marked in `valid`."
     text = [m for m in adapters(model).values() if m.tower=='text' and isinstance(m, DRA)]
-    for m in text: m.valid = valid
+    for m in text: m.valid, m.part = valid, part
     try: yield model
     finally:
-        for m in text: m.valid = None
+        for m in text: m.valid = m.part = None
 
 def real_tokens(tokens:Tensor, # CLIP token numbers, (C,N)
                )->Tensor:      # bool (C,N): up to and including the end-of-text token, the highest number

@@ -61,9 +61,14 @@ def _group_of_place(n, k, counts, device):
 # %% ../nbs/06_masking.ipynb #f84738ac
 def _of_place(n, r, ratios, rescale, device, dtype, counts=None):
     "Channels kept at each place, and the factor on them: (1,n), with `counts` (B,n)."
+    kept,factor = _per_group(ratios, r, rescale, device, dtype)
+    group = _group_of_place(n, len(kept)-1, counts, device)
+    return kept[group], factor[group]
+
+@lru_cache
+def _per_group(ratios, r, rescale, device, dtype):
     kept,factor = _factors(ratios, r, rescale)
-    group = _group_of_place(n, len(kept), counts, device)
-    return torch.tensor([*kept,r], device=device)[group], torch.tensor([*factor,1.], device=device, dtype=dtype)[group]
+    with torch.inference_mode(False): return torch.tensor([*kept,r], device=device), torch.tensor([*factor,1.], device=device, dtype=dtype)
 
 @lru_cache
 def _known(*given):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from fastprogress import fastprogress
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from .clip import class_logits, cut_padding, embed_image, embed_text, image_tower, project_image, project_text, run_blocks, text_tower, tokenize
 from .data import Dataset, ImageSet, normalize
 from .dra import adapters, real_tokens, regularization, remove_dra, save_dra, set_generator, set_valid
@@ -168,7 +169,7 @@ def prompt_tokens(model,           # open_clip model
     causal, exact = text_tower(model).mask is not None, not (training and _ranks_padding(model))
     return cut_padding(tokens) if causal and (cut == 'always' or cut == 'exact' and exact) else tokens
 
-# %% ../nbs/12_training.ipynb #7840ae58
+# %% ../nbs/12_training.ipynb #934632c0
 def prompt_start(model,          # open_clip model
                  tokens:Tensor,  # (C,n)
                 )->tuple:        # (first trained block, its input (C,n,d))
@@ -177,14 +178,38 @@ def prompt_start(model,          # open_clip model
     first = first_trained(tower.blocks)
     with torch.no_grad(): return first, run_blocks(tower.blocks[:first], embed_text(model, tokens), tower.mask)
 
+def _encode_part(model, blocks, x, tokens, part=None):
+    "(c,D) features of some prompts."
+    with set_valid(model, real_tokens(tokens), part): x = run_blocks(blocks, x, text_tower(model).mask)
+    with full_precision(tokens.device): return project_text(model, x.float(), tokens)
+
 def encode_prompts(model,          # open_clip model
                    tokens:Tensor,  # (C,n)
                    start=None,     # what `prompt_start` gave, if it is known
+                   chunk=None,     # prompts at a time when training; all of them if None
                   )->Tensor:       # (C,D)
     "Features of the class prompts (Eqs. 4-6)."
-    tower, (first, x) = text_tower(model), start or prompt_start(model, tokens)
-    with set_valid(model, real_tokens(tokens)): x = run_blocks(tower.blocks[first:], x, tower.mask)
-    with full_precision(tokens.device): return project_text(model, x.float(), tokens)
+    first, x = start or prompt_start(model, tokens)
+    blocks = text_tower(model).blocks[first:]
+    if chunk and len(tokens) > chunk and torch.is_grad_enabled(): return _encode_in_parts(model, blocks, x, tokens, chunk)
+    return _encode_part(model, blocks, x, tokens)
+
+# %% ../nbs/12_training.ipynb #3a26a911
+def _noisy_text(model): return [m for n,m in adapters(model).items() if n.startswith('text') and hasattr(m, 'reg')]
+
+def _encode_in_parts(model, blocks, x, tokens, chunk):
+    "`encode_prompts`, some at a time; what is forgotten is computed again in the backward pass."
+    n, noisy = len(tokens), _noisy_text(model)
+    source = noisy[0].generator if noisy else None
+    begin = None if source is None else source.get_state()
+    def run(x, rows):
+        if source is not None: source.set_state(begin)
+        features = _encode_part(model, blocks, x, tokens[rows], (n, rows))
+        return features, *[m.reg*(len(x)/n) for m in noisy if m.reg is not None]
+    parts = [checkpoint(run, x[i:i+chunk], slice(i, i+chunk), use_reentrant=False, preserve_rng_state=source is None) for i in range(0, n, chunk)]
+    features, *regs = zip(*parts)
+    for m,r in zip([m for m in noisy if m.reg is not None], regs): m.reg = torch.stack(r).sum()
+    return torch.cat(features)
 
 # %% ../nbs/12_training.ipynb #2bb28d10
 class Regularizer(Callback):
@@ -241,6 +266,7 @@ class Trainable(Adapted):
 # %% ../nbs/12_training.ipynb #73fc53ce
 class Method(Trainable):
     "CLIP with whatever it carries, as training and evaluation see it."
+    text_chunk = None                                                # prompts encoded at a time in training
     def set_classes(self, classnames, template, half='base', cut='exact'):
         "Choose among these classes from now on; `half` says whether they are 'base' or 'new'."
         self.tokens = prompt_tokens(self.model, classnames, template, cut, self.training).to(self.device)
@@ -248,7 +274,7 @@ class Method(Trainable):
     def text_features(self)->Tensor:
         "Of the class names, (C,D)."
         if self.start is None: self.start = prompt_start(self.model, self.tokens)
-        return encode_prompts(self.model, self.tokens, self.start)
+        return encode_prompts(self.model, self.tokens, self.start, self.text_chunk)
     def image_features(self, images)->Tensor: return encode_images(self.model, images)
     def forward(self, images)->Tensor: return self.logits(images)
     def logits(self, images, text=None)->Tensor:
@@ -337,9 +363,9 @@ class Log:
     def log(self, name, value):
         "Add a number to the epoch's mean of `name`; gives it back."
         total, count = self.sums.get(name, (0., 0))
-        self.sums[name] = total+float(value.detach() if torch.is_tensor(value) else value), count+1
+        self.sums[name] = total+(value.detach() if torch.is_tensor(value) else value), count+1
         return value
-    def means(self): return {n: total/count for n,(total,count) in self.sums.items()}
+    def means(self): return {n: float(total)/count for n,(total,count) in self.sums.items()}
     def close_epoch(self, device='cpu', **facts):
         means = self.means()
         self.history.append({**facts, **dict(zip(means, mean_over_processes(means.values(), device)))}); self.sums = {}
@@ -361,7 +387,8 @@ class Loop(Log):
                  seed:int,            # of order, crops and noise
                  callbacks=(),        # told after the method itself
                 ):
-        super().__init__(); self.step, self.good = 0, {}               # steps made; weights of the last finite loss
+        super().__init__(); self.step, self.good, self.losses = 0, {}, []      # steps made; good weights; losses not looked at yet
+        self.look_every = 50 if method.device.type == 'cuda' else 1
         self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
         self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
         self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
@@ -370,12 +397,18 @@ class Loop(Log):
         for c in self.callbacks: getattr(c, event)(self)
     def precision(self): return mixed_precision(self.config.amp, self.method.device)
     def checked_loss(self):
-        "The loss, if it is a number; else the last good weights and an error."
-        if mean_over_processes([bool(torch.isfinite(self.loss))], self.loss.device) == [1]:
-            self.good = {n: p.detach().clone() for n,p in self.trained.items()}
-            return self.loss
+        "The loss; where it is looked at, an error and the last good weights if it is no number."
+        self.losses.append(self.loss.detach())
+        if len(self.losses) >= self.look_every or (self.step+1)%self.batches.per_epoch == 0: self.look()
+        return self.loss
+    def look(self):
+        "Wait for the losses since the last look; they must be numbers."
+        losses, self.losses = torch.stack(self.losses), []
+        fine = mean_over_processes(losses.isfinite().float().tolist(), losses.device)
+        if min(fine) == 1: self.good = {n: p.detach().clone() for n,p in self.trained.items()}; return
         for n,p in self.good.items(): self.trained[n].data.copy_(p)
-        raise FitError(f'the loss became {self.loss.item()} at step {self.step+1} (epoch {self.step//self.batches.per_epoch+1}); the last good weights are kept', self.step+1)
+        wrong = next(i for i,f in enumerate(fine) if f < 1); step = self.step+2-len(fine)+wrong
+        raise FitError(f'the loss became {losses[wrong].item()} at step {step} (epoch {(step-1)//self.batches.per_epoch+1}); the last good weights are kept', step)
 
 # %% ../nbs/12_training.ipynb #75cb2502
 def _one_step(loop):
@@ -409,7 +442,7 @@ def save_checkpoint(loop:Loop,  # after a step
     "Write the state of a run, atomically; with several processes the first one writes."
     totals = mean_over_processes([t for t,_ in loop.sums.values()], loop.method.device)          # each has its own images
     if processes()[0]: return
-    sums = {n: (t, c) for (n,(_,c)),t in zip(loop.sums.items(), totals)}
+    sums = {n: (float(t), c) for (n,(_,c)),t in zip(loop.sums.items(), totals)}
     state = dict(identity=_identity(loop), step=loop.step, history=loop.history, sums=sums, optimizer=loop.optimizer.state_dict(),
                  weights={n: p.detach() for n,p in loop.trained.items()})
     with write_atomically(path) as tmp: torch.save(state, tmp)
@@ -434,6 +467,7 @@ def fit(model,            # open_clip model with adapters, or a `Method`
         checkpoint=None,  # file to save to and to resume from
         every=None,       # steps between checkpoints; an epoch if None
         bar=True,         # show a progress bar, where somebody can see it?
+        text_chunk=None,  # class prompts encoded at a time: less memory, more time, the same result
        )->list:           # mean loss, accuracy, … of each epoch
     "Train what is trainable on the shots."
     method = as_method(model)
@@ -441,7 +475,8 @@ def fit(model,            # open_clip model with adapters, or a `Method`
     if not dataset.train: raise ValueError('dataset: the training list is empty')
     if config.epochs and not method.trained(): raise ValueError('model: nothing to train; call add_dra or add_adapter first')
     if not config.epochs: return []
-    method.train()
+    if text_chunk is not None and text_chunk < 1: raise ValueError(f'text_chunk: got {text_chunk}, allowed are whole numbers from 1')
+    method.train().text_chunk = text_chunk
     try:
         with plain_attention(method.model) if method.device.type == 'cpu' else nullcontext(): return _run(method, dataset, config, seed, callbacks, checkpoint, every, bar)
     finally: _finish(method)
@@ -458,7 +493,7 @@ def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     shown = fastprogress.progress_bar(steps) if bar else steps
     for _ in shown:
         _one_step(loop)
-        if bar: shown.comment = ' · '.join(f'{n} {v:.3g}' for n,v in _progress(loop).items())
+        if bar and loop.step%loop.look_every == 0: shown.comment = ' · '.join(f'{n} {v:.3g}' for n,v in _progress(loop).items())
         if checkpoint is not None and loop.step%(every or loop.batches.per_epoch) == 0: save_checkpoint(loop, checkpoint)
     loop.call('after_fit')
     return loop.history
@@ -471,5 +506,5 @@ def _progress(loop):
 
 def _finish(method):
     "Back to evaluation, without what only training needs."
-    method.eval(); method.start = None
+    method.eval(); method.start = method.text_chunk = None
     set_generator(method.model, None)
