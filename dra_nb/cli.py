@@ -44,6 +44,7 @@ def _fit_args(p):
     p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
     p.add_argument('--epochs', type=int, help="(default: the method's, 5)")
     p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015)")
+    p.add_argument('--text-chunk', type=int, help='class prompts encoded at a time: less memory for many classes, the same result (default: all)')
     p.add_argument('--out', required=True, help='folder for the weights; also holds the checkpoint a killed run resumes from')
 
 # %% ../nbs/14_cli.ipynb #6b9cb2e1
@@ -141,7 +142,7 @@ def _fit(args):
     out, (data, method, recipe) = Path(args.out), _plan_fit(args)
     start = time.perf_counter()
     (rank, world), error = processes(), None
-    try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt')
+    try: history = fit(method, data, recipe, args.seed, checkpoint=out/'checkpoint.pt', text_chunk=args.text_chunk)
     except FitError as e: error = FitError(f'{e} in {out/"last-good"}', e.step)
     if not rank: method.save(out/'last-good') if error else _write_fit(args, out, data, method, recipe, history, time.perf_counter()-start)
     if world > 1: _part_processes()
