@@ -56,9 +56,9 @@ def _deal(families, cls, reserved):
     "Family → role, for one class."
     roles = {f: reserved[f] for f in families if f in reserved}
     free = sorted((f for f in families if f not in reserved), key=lambda f: _hash(11, cls, *f.encode()))
-    n_test = 2 if len(free) >= 6 else 1
+    n_test, n_train = 2 if len(free) >= 6 else 1, 2 if len(free) >= 5 else 1
     for k, f in enumerate(free):
-        roles[f] = _TEST if k < n_test else _TRAIN if k == n_test else _PRETRAIN
+        roles[f] = _TEST if k < n_test else _TRAIN if k < n_test+n_train else _PRETRAIN
     return roles, len(free)
 
 def _held_out(cls): return _hash(12, cls) % 12 == 0
