@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'PROTOCOLS', 'predictions', 'accuracy', 'harmonic_mean', 'run_key', 'versions', 'base_to_new',
-           'cross_dataset', 'read_results', 'append_result', 'mean_std', 'summarize', 'table', 'plan', 'complete',
-           'bench']
+           'cross_dataset', 'read_results', 'append_result', 'mean_std', 'summarize', 'table', 'by_target',
+           'cross_table', 'student', 'interval', 'paired', 'difference', 'difference_table', 'seed_noise', 'resolvable',
+           'compare_orders', 'ranking', 'plan', 'complete', 'bench']
 
 # %% ../nbs/13_evaluation.ipynb #785baeac
 import hashlib, json, math, os, platform, time
@@ -279,6 +280,129 @@ def table(rows:list,     # of `summarize`
     left = lambda cells: '| ' + ' | '.join(c.ljust(w) if i < 2 else c.rjust(w) for i,(c,w) in enumerate(zip(cells, wide))) + ' |'
     rule = '|' + '|'.join('-'*(w+1) + ('-' if i < 2 else ':') for i,w in enumerate(wide)) + '|'
     return '\n'.join([left(lines[0]), rule, *map(left, lines[1:])])
+
+# %% ../nbs/13_evaluation.ipynb #b12b89d4
+def by_target(records:list,  # of `cross_dataset`
+             )->list:        # records with one metric, `accuracy`, and the target as their data set
+    "One record a target, the source first."
+    return [dict(r, dataset=t, metrics=dict(accuracy=v)) for r in records for t,v in r['metrics'].items() if t != 'train_loss']
+
+def _groups(records):
+    "Names of rows → the sets that are averaged in them."
+    sets, shifts = list(dict.fromkeys(r['dataset'] for r in by_target(records))), (*glyphs.SHIFTS, *REAL[11:])
+    source = records[0]['dataset']
+    named = {'other sets': [t for t in sets if t != source and t not in shifts], 'shifts': [t for t in sets if t in shifts]}
+    return {**{t: [t] for t in sets}, **{f'average of {len(v)} {k}': v for k,v in named.items() if len(v) > 1}}
+
+def cross_table(records:list,  # of `cross_dataset`, with one source; of runs with one key the last counts
+                digits=1,      # after the point
+               )->str:         # Markdown
+    "Accuracy of every method on every target: mean and spread over seeds."
+    got, methods = {(r['method'], r['seed'], r['dataset']): r['metrics']['accuracy'] for r in by_target(records)}, list(dict.fromkeys(r['method'] for r in records))
+    def cell(m, sets):
+        m, s = mean_std([sum(got[m,s,t] for t in sets)/len(sets) for s in {s for n,s,_ in got if n == m}])
+        return f'{m:.{digits}f}' + (f' ± {s:.{digits}f}' if s is not None else '')
+    rows = [[k, *(cell(m, sets) for m in methods)] for k,sets in _groups(records).items()]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (['set', *methods], [':--', *['--:']*len(methods)], *rows))
+
+# %% ../nbs/13_evaluation.ipynb #69d49c11
+def _inside(t, df):
+    "Probability of Student's distribution between −t and t."
+    a = math.atan(t/math.sqrt(df)); odd, c = df%2, math.cos(a)
+    term, total = c if odd else 1., 0.
+    for p in range(odd, df-1, 2): total, term = total+term, term*c*c*(p+1)/(p+2)
+    return (2/math.pi)*(a+math.sin(a)*total) if odd else math.sin(a)*total
+
+@lru_cache
+def student(df:int,     # degrees of freedom, from 1
+            inside=.95, # probability
+           )->float:    # t
+    "The bound that holds a share of Student's distribution."
+    low, high = 0., 1e4
+    for _ in range(60): low, high = (mid, high) if _inside(mid := (low+high)/2, df) < inside else (low, mid)
+    return low
+
+def interval(values,  # numbers, independent of one another
+            )->tuple: # mean, and half of its 95 % interval; infinite for one value
+    "Mean and what is not known of it."
+    m, s = mean_std(values)
+    return m, math.inf if s is None else student(len(values)-1)*s/math.sqrt(len(values))
+
+# %% ../nbs/13_evaluation.ipynb #f11f9ee9
+def paired(records:list,  # of one protocol
+           a:str,         # method
+           b:str,         # method
+           what='hm',     # metric
+          )->dict:        # data set → differences a − b, one a seed both have
+    "Differences of two methods; one without training stands for every seed."
+    seen = {}
+    for r in records:
+        seed = None if r.get('settings', {}).get('train', {}).get('epochs') == 0 else r['seed']
+        seen.setdefault(r['dataset'], {}).setdefault(r['method'], {})[seed] = r['metrics'][what]
+    out = {}
+    for d,of in seen.items():
+        x, y = of.get(a, {}), of.get(b, {})
+        pairs = [(x.get(s, x.get(None)), y.get(s, y.get(None))) for s in sorted({*x, *y}-{None}) or [None]]
+        if diffs := [p-q for p,q in pairs if None not in (p, q)]: out[d] = diffs
+    return out
+
+def difference(records:list, a:str, b:str, what='hm')->tuple:  # mean, and half of its 95 % interval; None without common runs
+    "Mean difference a − b over data sets, each the mean of its seeds."
+    per_set = [sum(v)/len(v) for v in paired(records, a, b, what).values()]
+    return interval(per_set) if per_set else None
+
+# %% ../nbs/13_evaluation.ipynb #5721e22e
+def difference_table(records:list,  # of one protocol
+                     metrics=('base','new','hm'), # columns
+                     digits=2,      # after the point
+                    )->str:         # Markdown; empty with one method
+    "Every method against every earlier one, with 95 % intervals over data sets where there are at least two."
+    def cell(b, a, what):
+        mean, half = difference(records, b, a, what)
+        return f'{mean:+.{digits}f}' + (f' ± {half:.{digits}f}' if math.isfinite(half) else '')
+    methods = list(dict.fromkeys(r['method'] for r in records))
+    rows = [[f'{b} − {a}', *(cell(b, a, w) for w in metrics)] for a,b in combinations(methods, 2) if paired(records, b, a, metrics[0])]
+    head = [['difference', *metrics], [':--', *['--:']*len(metrics)]]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (head+rows if rows else []))
+
+# %% ../nbs/13_evaluation.ipynb #fb0efe50
+def seed_noise(records:list, a:str, b:str, what='hm')->float:  # points; None with one seed only
+    "Standard deviation of a − b from seed to seed, pooled over data sets."
+    parts = [(len(v)-1, mean_std(v)[1]) for v in paired(records, a, b, what).values() if len(v) > 1]
+    return math.sqrt(sum(n*s*s for n,s in parts)/sum(n for n,_ in parts)) if parts else None
+
+def resolvable(noise:float,  # of `seed_noise`
+               seeds:int,    # per data set
+               sets=1,       # data sets in the average
+              )->float:      # points
+    "The smallest difference that is found four times in five at 5 % error."
+    return 2.8*noise/math.sqrt(seeds*sets)
+
+# %% ../nbs/13_evaluation.ipynb #830d2dd2
+def compare_orders(first:list,   # records of a table
+                   second:list,  # of the same table with other weights
+                   what='hm',    # metric
+                  )->list:       # rows: pair, difference in both, and what became of it
+    "Which differences between methods survive, on the data sets both tables have."
+    both = {r['dataset'] for r in first} & {r['dataset'] for r in second}
+    one, two = ([r for r in records if r['dataset'] in both] for records in (first, second))
+    sign, rows = lambda d: (d[0] > d[1])-(d[0] < -d[1]), []
+    for a,b in combinations(dict.fromkeys(r['method'] for r in one), 2):
+        x, y = difference(one, b, a, what), difference(two, b, a, what)
+        if x is None or y is None: continue
+        said = 'not seen' if not sign(x) else 'survives' if sign(x) == sign(y) else 'reversed' if sign(y) else 'does not survive'
+        rows.append(dict(pair=f'{b} − {a}', first=x, second=y, verdict=said))
+    return rows
+
+def ranking(records:list,  # of one protocol
+            what='hm',     # metric
+           )->list:        # methods, best first
+    "Methods by their mean over the data sets that all of them have."
+    per = {}
+    for r in records: per.setdefault(r['dataset'], {}).setdefault(r['method'], []).append(r['metrics'][what])
+    methods = {r['method'] for r in records}
+    means = {m: sum(mean_std(of[m])[0] for of in per.values() if of.keys() == methods) for m in methods}
+    return sorted(means, key=lambda m: -means[m])
 
 # %% ../nbs/13_evaluation.ipynb #1861731f
 def plan(methods,            # names
