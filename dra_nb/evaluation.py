@@ -337,7 +337,8 @@ def paired(records:list,  # of one protocol
     "Differences of two methods; one without training stands for every seed."
     seen = {}
     for r in records:
-        seed = None if r.get('settings', {}).get('train', {}).get('epochs') == 0 else r['seed']
+        s = r.get('settings', {})
+        seed = None if s.get('train', {}).get('epochs') == 0 and s.get('protocol') != 'choose' else r['seed']
         seen.setdefault(r['dataset'], {}).setdefault(r['method'], {})[seed] = r['metrics'][what]
     out = {}
     for d,of in seen.items():
@@ -413,7 +414,7 @@ def plan(methods,            # names
          pretrained=None, root=None, shots=16, config=None, train=None,
          targets=None,       # of the protocol 'cross'
         )->list:             # (key, arguments of the run), one a run
-    "The runs of a table; untrained methods once, whatever the seeds."
+    "The runs of a table; untrained methods once, whatever the seeds, unless a seed also chooses the classes."
     if protocol not in PROTOCOLS: raise ValueError(f'protocol: got {protocol!r}, allowed are {", ".join(PROTOCOLS)}')
     runs = []
     for d,name in product(datasets, methods):
@@ -421,7 +422,7 @@ def plan(methods,            # names
         own, changes, more = _terms(protocol, name, str(d), config, train, targets)
         data = _dataset(str(d), root)
         with _method_on(_stand_in(model), name, config=own) as m: settings, recipe = _settings(m, data, model, pretrained, shots, changes, **more)
-        runs += [(run_key(name, data.name, s, settings), dict(args, seed=s, targets=targets)) for s in (seeds if recipe.epochs else seeds[:1])]
+        runs += [(run_key(name, data.name, s, settings), dict(args, seed=s, targets=targets)) for s in (seeds if recipe.epochs or protocol == 'choose' else seeds[:1])]
     return runs
 
 # %% ../nbs/13_evaluation.ipynb #90ba4f66
