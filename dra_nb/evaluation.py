@@ -283,16 +283,17 @@ def table(rows:list,     # of `summarize`
 
 # %% ../nbs/13_evaluation.ipynb #b12b89d4
 def by_target(records:list,  # of `cross_dataset`
+              which='all',   # 'all', or only 'source', 'other sets' or 'shifts' of it
              )->list:        # records with one metric, `accuracy`, and the target as their data set
     "One record a target, the source first."
-    return [dict(r, dataset=t, metrics=dict(accuracy=v)) for r in records for t,v in r['metrics'].items() if t != 'train_loss']
+    kind = lambda r, t: 'source' if t == r['dataset'] else 'shifts' if t in (*glyphs.SHIFTS, *REAL[11:]) else 'other sets'
+    return [dict(r, dataset=t, metrics=dict(accuracy=v)) for r in records for t,v in r['metrics'].items() if t != 'train_loss' and which in ('all', kind(r, t))]
 
 def _groups(records):
     "Names of rows → the sets that are averaged in them."
-    sets, shifts = list(dict.fromkeys(r['dataset'] for r in by_target(records))), (*glyphs.SHIFTS, *REAL[11:])
-    source = records[0]['dataset']
-    named = {'other sets': [t for t in sets if t != source and t not in shifts], 'shifts': [t for t in sets if t in shifts]}
-    return {**{t: [t] for t in sets}, **{f'average of {len(v)} {k}': v for k,v in named.items() if len(v) > 1}}
+    sets = {w: list(dict.fromkeys(r['dataset'] for r in by_target(records, w))) for w in ('all','other sets','shifts')}
+    averages = {f'average of {len(v)} {w}': v for w,v in sets.items() if w != 'all' and len(v) > 1}
+    return {**{t: [t] for t in sets['all']}, **averages}
 
 def cross_table(records:list,  # of `cross_dataset`, with one source; of runs with one key the last counts
                 digits=1,      # after the point
