@@ -83,7 +83,10 @@ def _data_args(p):
 def _pretrain_args(p):
     p.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; a run found there goes on (default: %(default)s)')
     p.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
-    p.add_argument('--steps', type=int, help="contrastive steps (default: the notebook's)")
+    p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
+    long = p.add_mutually_exclusive_group()
+    long.add_argument('--minutes', type=float, help='time of the contrastive stage: the number of its steps is measured (default on cuda: 9)')
+    long.add_argument('--steps', type=int, help="number of its steps (default on cpu: the notebook's)")
 
 def _docs_args(p): p.add_argument('--out', default='_docs', help='folder of the site (default: %(default)s)')
 
@@ -348,10 +351,14 @@ def _pretrain(args):
     import torch
     from dataclasses import replace
     from dra_nb.pretraining import PretrainConfig, pretrain
-    config = PretrainConfig() if args.steps is None else replace(PretrainConfig(), steps=args.steps)
+    for k, v in (('minutes', args.minutes), ('steps', args.steps)):
+        if v is not None and v <= 0: raise ValueError(f'{k}: got {v}, allowed are numbers above 0')
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    config = replace(PretrainConfig.for_device(device), seed=args.seed)
+    if args.steps: config = replace(config, steps=args.steps)
+    elif device != 'cpu': args.minutes = args.minutes or 9
     show = lambda stage, record: print(f'{stage}: ' + '  '.join(f'{k} {v:.4g}' for k,v in record.items()), flush=True)
-    print(pretrain(args.out, config, device, log=show))
+    print(pretrain(args.out, config, device, args.minutes, show))
 
 def _docs(args):
     from dra_nb.docs import build
