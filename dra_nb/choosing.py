@@ -132,10 +132,10 @@ def recorded(path,      # results file
 def choice_report(chosen:dict, # of `choose`
                  )->str:       # Markdown
     "What was chosen, and every number that led there."
-    parts = []
+    parts, move = [], lambda mean, half: f'{mean:+.2f}' + (f' ± {half:.2f}' if half < float('inf') else '')
     for m,c in chosen.items():
         rates = [f"| {r['lr']:g} | {r['scale']:g} | {r['base']:.2f} | {r['new']:.2f} | {r['hm']:.2f} |" for r in c['rates']]
-        moves = ['| ' + ' | '.join([r['choice'], r['level'], *('{:+.2f} ± {:.2f}'.format(*r[k]) for k in ('base','new','hm'))]) + ' |' for r in c['effects']]
+        moves = ['| ' + ' | '.join([r['choice'], r['level'], *(move(*r[k]) for k in ('base','new','hm'))]) + ' |' for r in c['effects']]
         levels = ', '.join(f'{k} {l}' for k in CHOICES if (l := level_of({f.name: getattr(c['config'], f.name) for f in fields(c['config'])}, k)))
         said = f"**{m}**: rate {c['lr']:g}, scale {c['config'].scale:g}, {levels}; harmonic mean {c['start']:.2f} at the start of the choices, {c['together']:.2f} with the visible ones."
         if c['edge']: said += f" The best {' and '.join(c['edge'])} stands at the edge of the grid."
