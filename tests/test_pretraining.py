@@ -1,14 +1,16 @@
 "What a notebook cannot show well about pre-training: that no step waits for the device, that two seeds share nothing, and that the loss falls."
-import math
+import json, math
 from dataclasses import replace
 
 import pytest, torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dra_nb import pretraining as P
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip
+from dra_nb import glyphs as G, pretraining as P
+from dra_nb.clip import GlyphClipConfig, build_glyph_clip, glyph_clip_facts
+from dra_nb.cli import main
 from dra_nb.glyphs import compose_pretraining
 
 TINY = P.PretrainConfig(model=GlyphClipConfig(embed_dim=32, width=32, layers=2, head_width=16), steps=60, batch=16, captions=2, warmup=5, words_every=0)
@@ -49,12 +51,45 @@ def test_no_step_of_words_waits():
     step_fn = P._word_step(model, TINY, F.normalize(torch.randn(n, 32), dim=-1), 16, 'cpu')
     with NoAnswer(): step_fn(3)[0].backward()
 
+@pytest.mark.filterwarnings('ignore:CUDA is not available')
+def test_step_on_a_pretended_gpu(monkeypatch):
+    "Shapes and devices without numbers: with its tables on 'cuda', a step keeps to it; whatever asked for a number, or mixed devices, would fail."
+    model = build_glyph_clip(TINY.model); reader = P._Reader(model.tokenizer, TINY.tokens, 'cpu')
+    pairs, paint = P._pair_tables(TINY, model.tokenizer, reader), G._paint(torch.device('cpu'))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = lambda t: torch.empty(t.shape, dtype=t.dtype, device='cuda')
+        reader.before, reader.after, reader.device = there(reader.before), there(reader.after), 'cuda'
+        pairs, paint = P._Pairs(*map(there, pairs)), tuple(map(there, paint))
+        monkeypatch.setattr(G, '_paint', lambda device: paint)
+        monkeypatch.setattr(P, '_Reader', lambda *a: reader); monkeypatch.setattr(P, '_pair_tables', lambda *a: pairs)
+        model._apply(there)
+        step_fn = P._pair_step(model, TINY, 'cuda')
+        for at in (0, 59):
+            loss, metrics = step_fn(at)
+            assert {t.device.type for t in (loss, *metrics.values())} == {'cuda'}
+        with pytest.raises(DataDependentOutputException): loss.item()                # the pretence would notice
+
 def test_batch_in_parts():
     "An image depends on its own number, not on its neighbours."
     n, d = P._numbers(TINY, 2, 7, 300, 'cpu'), P.drawings_for_pretraining()[0][:300]
     whole = compose_pretraining(n, d)
     assert_close(torch.cat([compose_pretraining(a, b) for a, b in zip(n.split(77), d.split(77))]), whole, atol=1/255, rtol=0)
     assert torch.equal(n[100:200], P._numbers(TINY, 2, 22, 100, 'cpu'))            # running index 2,200 to 2,299 in both
+
+def test_minutes_and_second_seed(tmp_path):
+    "The number of steps follows from the time; it is kept on resuming, and a second seed gives a file that `bench` tells from the first."
+    c = replace(TINY, steps=1, words_steps=2, words_batch=16, words_every=3)
+    def run(folder, seed, **kw):
+        n = len(P.corpus(seed))+len(P.used_tokens(build_glyph_clip(c.model), replace(c, seed=seed)))
+        folder.mkdir(exist_ok=True); torch.save(F.normalize(torch.randn(n, 32), dim=-1), folder/'targets.pt')      # stands in for the sentence encoder
+        return P.pretrain(folder, replace(c, seed=seed), **kw)
+    one = run(tmp_path/'1', 1, minutes=.03); steps = glyph_clip_facts(one)['config']['steps']
+    assert steps > 1 and glyph_clip_facts(run(tmp_path/'1', 1, minutes=5))['config']['steps'] == steps
+    two = run(tmp_path/'2', 2)
+    bench = lambda p: main(['bench', '--methods', 'zero-shot', '--datasets', 'plants', '--seeds', '1', '--shots', '1', '--workers', '1', '--device', 'cpu', '--pretrained', str(p), '--out', str(tmp_path/'r.jsonl')])
+    assert bench(one) == bench(two) == bench(one) == 0
+    keys = [json.loads(l)['key'] for l in (tmp_path/'r.jsonl').read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 2
 
 def test_seeds_and_stages_share_no_numbers():
     draws = [P._numbers(replace(TINY, seed=s), stage, step, 500, 'cpu') for s in (1, 2) for stage in (1, 2) for step in (0, 1)]
