@@ -154,7 +154,7 @@ def _terms(protocol, method, dataset, config, train, targets):
     "What a protocol sets: the method's settings, changes to its recipe, and further facts for the record."
     if protocol == 'base-to-new': return config, train, {}
     if protocol == 'choose': return config, {'epochs': 7, **(train or {})}, dict(protocol=protocol)
-    if targets is None and str(dataset) not in TARGETS: raise ValueError(f'targets: {dataset} has none of its own; name the sets to test on (those of {", ".join(TARGETS)} are known)')
+    if targets is None and dataset not in TARGETS: raise ValueError(f'targets: {dataset} has none of its own; name the sets to test on (those of {", ".join(TARGETS)} are known)')
     targets = TARGETS[dataset] if targets is None else targets
     return config or _preset(method, start=7), {'epochs': 1, **(train or {})}, dict(protocol=protocol, targets=list(map(str, targets)))
 
@@ -190,7 +190,7 @@ def _run(m, source, tests, recipe, seed, bar, may_fail=False):
 def _one_run(protocol, method, dataset, seed, model, pretrained, root, shots, config, train, save, device, bar, targets=None):
     "The record of a run under a protocol."
     data, clip, *name = _given(dataset, root, model, pretrained, device)
-    config, train, more = _terms(protocol, method, dataset, config, train, targets)
+    config, train, more = _terms(protocol, method, data.name, config, train, targets)
     source, tests = _parts(protocol, data, shots, seed, more.get('targets'), root)
     with _method_on(clip, method, seed, config) as m:
         settings, recipe = _settings(m, data, *name, shots, train, **more)
