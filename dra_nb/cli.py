@@ -35,7 +35,7 @@ def _demo_args(p):
     p.add_argument('--dataset', default='vehicles', help='embedded or public set, own folder of class folders or CSV file (default: %(default)s)')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
     p.add_argument('--out', default='dra-nb-demo', help='folder for results, weights and the figure (default: %(default)s)')
-    p.add_argument('--workers', type=int, help='processes (default: one a core, one on a GPU)')
+    p.add_argument('--workers', type=int, help='processes (default: one a core, up to 8; on a GPU as many with glyph-clip, one with larger models)')
 
 def _fit_args(p):
     p.add_argument('dataset', help='embedded or public set, own folder of class folders or CSV file')
@@ -65,12 +65,15 @@ def _predict_args(p):
 # %% ../nbs/14_cli.ipynb #df921f4d
 def _bench_args(p):
     p.add_argument('what', nargs='?', choices=('accuracy','speed'), default='accuracy', help='accuracy tables, or times and memory of training steps and inference (default: %(default)s)')
-    p.add_argument('--methods', nargs='+', default=['zero-shot','adapter','dra-paper','dra'], help='(default: zero-shot adapter dra-paper dra)')
-    p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files (default: the 11 embedded sets)')
-    p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='(default: 1 2 3)')
+    p.add_argument('--protocol', choices=('base-to-new','cross','choose'), default='base-to-new',
+                   help='base-to-new; cross: train on one set, test on others and on its shifts; choose: rate and open choices, on the training side only (default: %(default)s)')
+    p.add_argument('--methods', nargs='+', help='(default: zero-shot adapter dra-paper dra; choose takes none)')
+    p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files; for cross, the sources (default: the 11 embedded sets; cross: general; choose: vehicles plants places)')
+    p.add_argument('--targets', nargs='+', help='cross: sets to test on (default: the other ten and the four shifts of general or of imagenet)')
+    p.add_argument('--seeds', type=int, nargs='+', help='(default: 1 2 3; choose: 1 on a CPU, 1 2 on a GPU)')
     p.add_argument('--out', help='results file (default: results.jsonl, or speed.jsonl)')
     p.add_argument('--save', help='folder for the trained weights of every run')
-    p.add_argument('--workers', type=int, help='processes (default: one a core, one on a GPU)')
+    p.add_argument('--workers', type=int, help='processes (default: one a core, up to 8; on a GPU as many with glyph-clip, one with larger models)')
 
 def _data_args(p):
     p.add_argument('action', choices=('check','download'))
@@ -81,7 +84,10 @@ def _data_args(p):
 def _pretrain_args(p):
     p.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; a run found there goes on (default: %(default)s)')
     p.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
-    p.add_argument('--steps', type=int, help="contrastive steps (default: the notebook's)")
+    p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
+    long = p.add_mutually_exclusive_group()
+    long.add_argument('--minutes', type=float, help='time of the contrastive stage: the number of its steps is measured (default on cuda: 9)')
+    long.add_argument('--steps', type=int, help="number of its steps (default on cpu: the notebook's)")
 
 def _docs_args(p): p.add_argument('--out', default='_docs', help='folder of the site (default: %(default)s)')
 
@@ -208,14 +214,21 @@ def _predict(args):
         print(path + '  ' + '  '.join(f'{names[i]} {100*v:.1f} %' for v,i in zip(best.values.tolist(), best.indices.tolist())))
 
 # %% ../nbs/14_cli.ipynb #ef41675e
-def _workers(args):
+_METHODS = ['zero-shot','adapter','dra-paper','dra']
+
+def _on_gpu(args):
     import torch
-    cuda = torch.cuda.is_available() if args.device is None else str(args.device).startswith('cuda')
-    return args.workers or (1 if cuda else min(os.cpu_count() or 1, 8))
+    return torch.cuda.is_available() if args.device is None else str(args.device).startswith('cuda')
+
+def _workers(args):
+    one_is_best = _on_gpu(args) and args.model != 'glyph-clip'
+    return args.workers or (1 if one_is_best else min(os.cpu_count() or 1, 8))
 
 def _show(record, done, total):
-    m, s = record['metrics'], record['seconds']
-    print(f"[{done}/{total}] {record['dataset']:12} {record['method']:10} seed {record['seed']}: base {m['base']:6.2f}  new {m['new']:6.2f}  HM {m['hm']:6.2f}  ({s['train']:.0f} + {s['test']:.0f} s)", flush=True)
+    "One line a run: the first accuracies, or all three of base-to-new."
+    shown = [f'{k} {v:6.2f}' for k,v in record['metrics'].items() if k != 'train_loss']
+    s = record['seconds']
+    print(f"[{done}/{total}] {record['dataset']:12} {record['method']:10} seed {record['seed']}: {'  '.join(shown[:3])}{' …' if shown[3:] else ''}  ({s['train']:.0f} + {s['test']:.0f} s)", flush=True)
 
 def _speed(args):
     from dra_nb.efficiency import speed, speed_table
@@ -225,22 +238,49 @@ def _speed(args):
     append_result(out, record)
     print(speed_table(record['rows']) + f'\n\n{record["device"]}; added to {out}')
 
-def _bench(args):
-    from dra_nb.evaluation import bench, summarize, table
-    if args.what == 'speed': return _speed(args)
-    args.out = args.out or 'results.jsonl'
-    from dra_nb.glyphs import SETS
+# %% ../nbs/14_cli.ipynb #fba5c006
+def _plan_args(args, sets):
+    "What `plan` takes; the data sets as given, or `sets`."
     from dra_nb.data import REAL
     if args.root and len(args.datasets or []) != 1 and not set(args.datasets or ['']) <= set(REAL): raise ValueError('root: goes with public data sets, or with exactly one name in --datasets')
-    records = bench(args.methods, args.datasets or list(SETS), args.seeds, args.out, _workers(args), args.save, args.device, _show,
-                    model=args.model, pretrained=args.pretrained, root=args.root, shots=args.shots)
-    print('\n' + table(summarize(records)) + f'\n\n{len(records)} runs in {args.out}')
+    if args.targets and args.protocol != 'cross': raise ValueError(f'targets: go with --protocol cross, not with {args.protocol}')
+    return dict(datasets=args.datasets or list(sets), model=args.model, pretrained=args.pretrained, root=args.root, shots=args.shots)
+
+def _choose(args):
+    from functools import partial
+    from dra_nb.choosing import SETS, choice_report, choose
+    from dra_nb.evaluation import complete
+    if args.methods or args.save: raise ValueError('bench: --protocol choose goes through its own grid of methods, and keeps no weights; leave out --methods and --save')
+    wide, ran = _on_gpu(args), []
+    run = partial(complete, out=args.out, workers=_workers(args), device=args.device, show=lambda r, *n: (ran.append(sum(r['seconds'].values())), _show(r, *n)))
+    chosen = choose(run, seeds=args.seeds or ([1, 2] if wide else [1]), wide=wide, **_plan_args(args, SETS))
+    print('\n' + choice_report(chosen) + f'\n\n{len(ran)} runs made now, {sum(ran)/60:.0f} minutes of one process in all, in {args.out}')
+
+# %% ../nbs/14_cli.ipynb #27818279
+def _cross(records):
+    "The table of a source, and its differences."
+    from dra_nb.evaluation import by_target, cross_table, difference_table
+    parts = [cross_table(records), *(f'{w}:\n{t}' for w in ('other sets','shifts') if (t := difference_table(by_target(records, w), ['accuracy'])))]
+    return '\n\n'.join(parts)
+
+def _bench(args):
+    from dra_nb.evaluation import bench, difference_table, summarize, table
+    from dra_nb.glyphs import SETS
+    if args.what == 'speed': return _speed(args)
+    args.out = args.out or 'results.jsonl'
+    if args.protocol == 'choose': return _choose(args)
+    cross = args.protocol == 'cross'
+    records = bench(args.methods or _METHODS, seeds=args.seeds or [1, 2, 3], out=args.out, workers=_workers(args), save=args.save, device=args.device, show=_show,
+                    protocol=args.protocol, targets=args.targets, **_plan_args(args, ['general'] if cross else SETS))
+    if cross: parts = [_cross([r for r in records if r['dataset'] == d]) for d in dict.fromkeys(r['dataset'] for r in records)]
+    else: parts = [table(summarize(records)), difference_table(records)]
+    print('\n' + '\n\n'.join(filter(None, parts)) + f'\n\n{len(records)} runs in {args.out}')
 
 # %% ../nbs/14_cli.ipynb #24bf9bea
 def _demo(args):
     from dra_nb.evaluation import bench, summarize, table
     out, start = Path(args.out), time.perf_counter()
-    methods = ['zero-shot','adapter','dra-paper','dra']
+    methods = _METHODS
     print(f'{args.dataset}: {args.shots} shots a class, {len(args.seeds)} seeds, {", ".join(methods)}. Trained on base classes, tested on base and on new ones.', flush=True)
     records = bench(methods, [args.dataset], args.seeds, out/'results.jsonl', _workers(args), out/'weights', args.device, _show,
                     model=args.model, pretrained=args.pretrained, root=args.root, shots=args.shots)
@@ -314,10 +354,14 @@ def _pretrain(args):
     import torch
     from dataclasses import replace
     from dra_nb.pretraining import PretrainConfig, pretrain
-    config = PretrainConfig() if args.steps is None else replace(PretrainConfig(), steps=args.steps)
+    for k, v in (('minutes', args.minutes), ('steps', args.steps)):
+        if v is not None and v <= 0: raise ValueError(f'{k}: got {v}, allowed are numbers above 0')
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    config = replace(PretrainConfig.for_device(device), seed=args.seed)
+    if args.steps: config = replace(config, steps=args.steps)
+    elif device != 'cpu': args.minutes = args.minutes or 9
     show = lambda stage, record: print(f'{stage}: ' + '  '.join(f'{k} {v:.4g}' for k,v in record.items()), flush=True)
-    print(pretrain(args.out, config, device, log=show))
+    print(pretrain(args.out, config, device, args.minutes, show))
 
 def _docs(args):
     from dra_nb.docs import build

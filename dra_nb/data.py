@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REAL', 'Item', 'Dataset', 'as_dataset', 'read_split', 'base_new', 'few_shot', 'few_shot_split', 'load_folder',
            'load_csv', 'load_hub', 'load_dataset', 'open_image', 'centre_crop', 'load_images', 'crop_box', 'crop_batch',
-           'resize_matrix', 'crop_resize', 'CropPlan', 'ImageSet', 'normalize', 'check_dataset']
+           'resize_matrix', 'crop_resize', 'CropPlan', 'ImageSet', 'normalize', 'check_dataset', 'training_side']
 
 # %% ../nbs/11_data.ipynb #17bd40d7
 import csv, gzip, hashlib, io, json, os, random, re
@@ -293,7 +293,7 @@ def _resizing(preprocess, size):
     return resized
 
 # %% ../nbs/11_data.ipynb #a17b991f
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=24)
 def _composed(name, split, indices, size): return glyphs.compose(name, split, torch.tensor(indices), size=size)
 
 def _is_glyph(item): return item.path.startswith('glyphs://')
@@ -535,3 +535,39 @@ def check_dataset(dataset:Dataset,  # any
     halves = base_new(dataset)
     return dict(name=dataset.name, classes=len(dataset.classnames), base=len(halves[0].classnames), new=len(halves[1].classnames), train=len(dataset.train),
                 val=len(dataset.val), test=len(dataset.test), fewest=min(per.values(), default=0), problems=problems)
+
+# %% ../nbs/11_data.ipynb #9192ad49
+def _hands(items, part):
+    "Who made each image: the family of its drawing; for photographs, which list it stands in."
+    if not all(map(_is_glyph, items)): return [part]*len(items)
+    where = [o.path.removeprefix('glyphs://').split('/') for o in items]
+    return [glyphs.family_of(glyphs._drawing(name, split, torch.tensor([int(i)])))[0] for name,split,i in where]
+
+def _by_hand(dataset, rng):
+    "Training images of one hand, and those of all others."
+    hands, one, others = {}, [], []
+    for part in ('train','val'):
+        for o,h in zip(items := getattr(dataset, part), _hands(items, part)): hands.setdefault(o.label, {}).setdefault(h, []).append(o)
+    for label in sorted(hands):
+        first = 'train' if 'train' in hands[label] else rng.choice(sorted(hands[label]))
+        one += hands[label][first]
+        others += [o for h,items in hands[label].items() if h != first for o in items]
+    return one, others
+
+# %% ../nbs/11_data.ipynb #9cb2cefc
+def training_side(dataset:Dataset,  # with train and val lists
+                  seed:int=1,       # of the shots and the hands; also says which third plays new
+                  shots:int=16,     # training images per class, or as many as one hand made
+                 )->tuple:          # (base, new): `train` holds shots, `val` what is scored, `test` nothing
+    "The base-to-new game within the base classes, on training and validation images only."
+    base, rng = base_new(dataset)[0], random.Random(seed)
+    n = len(base.classnames); k = n//3
+    if k < 2: raise ValueError(f'dataset: got {n} base classes, at least 6 are needed to choose with')
+    first = (n-k, 0, k)[(seed-1)%3]
+    old, new = (_half(base, [l for l in range(n) if (first <= l < first+k) == plays_new]) for plays_new in (False, True))
+    train, val = _by_hand(old, rng)
+    if not val: raise ValueError(f'dataset: {dataset.name} has no validation images, and nothing drawn by two hands')
+    old = old._replace(train=few_shot(train, shots, rng, fewer=True), val=few_shot(val, 24, rng, fewer=True), test=[])
+    new = new._replace(train=[], val=few_shot(new.train+new.val, 24, rng, fewer=True), test=[])
+    if {o.path for h in (old, new) for o in h.train+h.val} & {o.path for o in dataset.test}: raise ValueError(f'dataset: {dataset.name} has an image both in test and in train or val')
+    return old, new

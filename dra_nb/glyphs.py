@@ -56,9 +56,9 @@ def _deal(families, cls, reserved):
     "Family → role, for one class."
     roles = {f: reserved[f] for f in families if f in reserved}
     free = sorted((f for f in families if f not in reserved), key=lambda f: _hash(11, cls, *f.encode()))
-    n_test = 2 if len(free) >= 6 else 1
+    n_test, n_train = 2 if len(free) >= 6 else 1, 2 if len(free) >= 5 else 1
     for k, f in enumerate(free):
-        roles[f] = _TEST if k < n_test else _TRAIN if k == n_test else _PRETRAIN
+        roles[f] = _TEST if k < n_test else _TRAIN if k < n_test+n_train else _PRETRAIN
     return roles, len(free)
 
 def _held_out(cls): return _hash(12, cls) % 12 == 0
@@ -163,11 +163,13 @@ _LOOKS = {'general-adversarial': Look(size=(.4, .7), clutter=8, cover=2)}
 
 # %% ../nbs/10_glyphs.ipynb #69dd6bb5
 class _Choices:
-    "Uniform numbers in [0,1), a named hash each: `c(7)` is the same (B,) tensor whenever it is asked for."
-    def __init__(self, seed): self.seed = seed
-    def __call__(self, which): return (_hash(self.seed, which) >> 39).float() / 2**24
+    "Uniform numbers in [0,1), a numbered hash each: `c(7)` is the same (B,) tensor whenever it is asked for."
+    def __init__(self, seed, n=100):
+        self.device = seed.device
+        self.table = (_hash(seed[:, None], torch.arange(n, device=seed.device)) >> 39).float() / 2**24   # (B,n), all at once
+    def __call__(self, which): return self.table[:, which]
     def between(self, which, lo, hi): return lo + (hi-lo)*self(which)
-    def colour(self, which): return torch.stack([self(which+j) for j in range(3)], 1)[:, :, None, None]
+    def colour(self, which): return self.table[:, which:which+3, None, None]
 
 def _grid(device):
     t = (torch.arange(SIZE, device=device)+.5)/SIZE*2-1
@@ -178,10 +180,10 @@ def _v(t): return t[:, None, None]
 # %% ../nbs/10_glyphs.ipynb #4ac34400
 def _background(c):
     "(B,3,64,64) in [0,1]: two colours mixed by one of four patterns."
-    x, y = _grid(c.seed.device)
+    x, y = _grid(c.device)
     a, f, p = (_v(t) for t in (c.between(1, 0, 2*math.pi), c.between(2, 2, 9), c.between(3, 0, 6.3)))
     u, v = x*a.cos()+y*a.sin(), y*a.cos()-x*a.sin()
-    coarse = torch.stack([c(20+j) for j in range(25)], 1).view(-1, 1, 5, 5)
+    coarse = c.table[:, 20:45].reshape(-1, 1, 5, 5)
     noise = F.interpolate(coarse, size=(SIZE, SIZE), mode='bilinear', align_corners=True)[:, 0]
     wave, kind = torch.sin(u*f+p), _v(c(4))
     mix = torch.where(kind < .4, noise, torch.where(kind < .65, (u+1.4)/2.8, torch.where(kind < .85, wave/2+.5, (wave*torch.sin(v*f+p) > 0).float())))
@@ -192,7 +194,7 @@ def _background(c):
 # %% ../nbs/10_glyphs.ipynb #6d827b4e
 def _shape(c, k, reach=1.1):
     "(B,1,64,64) coverage in [0,1] of shape `k`: an ellipse or a rectangle."
-    x, y = _grid(c.seed.device); o = 100 + 20*k
+    x, y = _grid(c.device); o = 100 + 20*k
     a, rx, ry = _v(c.between(o, 0, math.pi)), _v(c.between(o+1, .06, .45)), _v(c.between(o+2, .06, .45))
     dx, dy = x-_v(c.between(o+3, -reach, reach)), y-_v(c.between(o+4, -reach, reach))
     u, v = (dx*a.cos()+dy*a.sin())/rx, (dy*a.cos()-dx*a.sin())/ry
@@ -209,17 +211,22 @@ def _place(c, pixels, look):
     return F.grid_sample(pixels.float()/255, grid, align_corners=False)
 
 # %% ../nbs/10_glyphs.ipynb #190990ba
+@lru_cache
+def _paint(device):
+    "Pixels of all drawings, and which are monochrome, moved to the device once."
+    a = artwork()
+    return a.pixels.to(device), torch.tensor([s['style'] in _MONO for s in a.styles])[a.style].to(device)
+
 def _render(seed, drawings, look):
     "Pixels (B,3,64,64) in [0,1] and the drawing's coverage (B,1,64,64), from a seed and a drawing per image."
-    a, c = artwork(), _Choices(seed)
+    (pixels, mono), c = _paint(seed.device), _Choices(seed, 100+20*(look.clutter+look.cover))
     image = _background(c)
     luma = image.mean((1, 2, 3))
     for k in range(look.clutter): image = torch.lerp(image, c.colour(110+20*k), _shape(c, k))
-    placed = _place(c, a.pixels[drawings.cpu()].to(seed.device), look)
+    placed = _place(c, pixels[drawings], look)
     colour, alpha = placed[:, :3], placed[:, 3:]
-    mono = torch.tensor([s['style'] in _MONO for s in a.styles])[a.style[drawings.cpu()]].to(seed.device)
     ink = c.colour(64)*.3 + (luma < .5)[:, None, None, None]*.7           # light ink on dark ground, dark on light
-    colour = torch.where(mono[:, None, None, None], ink*alpha, colour)
+    colour = torch.where(mono[drawings][:, None, None, None], ink*alpha, colour)
     image = colour + image*(1-alpha)
     for k in range(look.clutter, look.clutter+look.cover):
         over = _shape(c, k, reach=.7)
@@ -241,8 +248,11 @@ def _drawing(name, split, indices):
     pick = (_hash(_seed(name, split, indices), 99) >> 3).tolist()
     return torch.tensor([(d := lists[i//per_class(name, split)])[p % len(d)] for i, p in zip(indices.tolist(), pick)], dtype=torch.long)
 
-def _chunks(seed, drawings, look, n=128):
-    for s, d in zip(seed.split(n), drawings.split(n)): yield _render(s, d, look)
+def _compose(seed, drawings, look):
+    "Images and coverage of a batch: in chunks that stay in a CPU's cache, or large ones for a GPU."
+    n = 128 if seed.device.type == 'cpu' else 4096
+    images, alphas = zip(*(_render(s, d, look) for s, d in zip(seed.split(n), drawings.to(seed.device).split(n))))
+    return torch.cat(images), torch.cat(alphas)
 
 # %% ../nbs/10_glyphs.ipynb #316f60bc
 def compose(
@@ -256,7 +266,7 @@ def compose(
     i = torch.as_tensor(indices, dtype=torch.long)
     if not len(i): return torch.empty(0, 3, size, size, dtype=torch.uint8, device=device)
     drawings = _drawing(name, split, i)
-    image = torch.cat([x for x, _ in _chunks(_seed(name, split, i).to(device), drawings, _LOOKS.get(name, Look()))])
+    image = _compose(_seed(name, split, i).to(device), drawings, _LOOKS.get(name, Look()))[0]
     if size != SIZE: image = F.interpolate(image, size=(size, size), mode='bicubic', antialias=True).clamp(0, 1)
     return (image*255).round().byte()
 
@@ -268,17 +278,16 @@ def foreground_mask(
     "Where the drawing is visible in each image: known exactly, because we put it there."
     i = torch.as_tensor(indices, dtype=torch.long)
     if not len(i): return torch.empty(0, SIZE, SIZE, dtype=torch.bool)
-    return torch.cat([m[:, 0] > .5 for _, m in _chunks(_seed(name, split, i), _drawing(name, split, i), _LOOKS.get(name, Look()))])
+    return _compose(_seed(name, split, i), _drawing(name, split, i), _LOOKS.get(name, Look()))[1][:, 0] > .5
 
 # %% ../nbs/10_glyphs.ipynb #efe330e1
 def compose_pretraining(
-    indices,           # (B,) int64: running image numbers, as many as wanted
-    drawings,          # (B,) int64: the drawing in each
-    look:Look=Look(),  # how hard
-    device='cpu'       # where to compose
+    indices:Tensor,    # (B,) int64: image numbers, any, on the device to compose on
+    drawings:Tensor,   # (B,) int64: the drawing in each
+    look:Look=Look()   # how hard
 )->Tensor:             # (B,3,64,64) float in [0,1]
     "An endless stream of pre-training images."
-    return torch.cat([x for x, _ in _chunks(_seed('pretrain', 'pretrain', indices).to(device), drawings, look)])
+    return _compose(_seed('pretrain', 'pretrain', indices), drawings, look)[0]
 
 # %% ../nbs/10_glyphs.ipynb #23faa2f9
 def family_of(drawings:Tensor)->list: # names, one a drawing

@@ -127,6 +127,7 @@ MISTAKES = {
     'NaN loss': ('fit {own} --shots 2 --lr 1e38 --epochs 9 --out {tmp}/w --pretrained {tiny}', 'at step'),
     'corrupt image in training': ('fit {torn} --shots 3 --out {tmp}/w --pretrained {tiny}', 'cannot be read'),
     'corrupt images in a check': ('data check {torn}', '12 problem(s) in 1 of 1 data sets: torn'),
+    'no steps': ('pretrain --steps 0 --device cpu --out {tmp}/w', 'steps: got 0'),
     'no results': ('bench --datasets {own} --out {bad} --pretrained {tiny} --shots 2 --workers 1', 'no JSON record'),
 }
 
