@@ -105,8 +105,13 @@ def build_parser()->argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/14_cli.ipynb #6dc7f0f1
+def _need_weights(args):
+    import open_clip
+    if args.model in open_clip.list_models() and not args.pretrained: raise ValueError(f"pretrained: not given, and {args.model} has random weights without; give one of open_clip's tags, such as openai, or a weights file")
+
 def _load(args):
     from dra_nb.clip import load_clip
+    _need_weights(args)
     return load_clip(args.model, args.pretrained, args.device)
 
 def _subset(data, which):
@@ -267,6 +272,7 @@ def _bench(args):
     from dra_nb.evaluation import bench, difference_table, summarize, table
     from dra_nb.glyphs import SETS
     if args.what == 'speed': return _speed(args)
+    _need_weights(args)
     args.out = args.out or 'results.jsonl'
     if args.protocol == 'choose': return _choose(args)
     cross = args.protocol == 'cross'

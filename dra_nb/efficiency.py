@@ -246,25 +246,27 @@ def inference_speed(clips:dict,  # variant of `_TESTED` → model of `load_clip`
 def speed(model='glyph-clip',  # a CLIP; random weights will do
           pretrained=None,     # its weights, see `load_clip`
           device=None,         # 'cpu', 'cuda'; chosen if None
-          training=((16, 50), (128, 472)),  # (images, classes) of a step
+          training=None,       # (images, classes) of steps; (16, 50), (128, 472), on a GPU (16, 50), (128, 500), (128, 1000) if None
           inference=(100, 512), # images of a batch
           rounds=5,            # of all variants
           steps=8,             # timed ones, a round
          )->dict:              # a record: settings, rows, versions, device
     "Everything that is timed, on one model and one device."
     clips = {v: load_clip(model, pretrained, device) for v in _TESTED}
+    device = next(clips['DRA'].parameters()).device
+    training = training or (((16, 50), (128, 500), (128, 1000)) if device.type == 'cuda' else ((16, 50), (128, 472)))
     rows = [row for images in inference for row in inference_speed(clips, images, steps=steps, rounds=rounds)]
     for images, classes in training: rows += training_speed(clips['adapter'], images, classes, steps, rounds)
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
-    return dict(settings=settings, rows=rows, versions=versions(), device=_device_name(next(clips['DRA'].parameters()).device))
+    return dict(settings=settings, rows=rows, versions=versions(), device=_device_name(device))
 
 # %% ../nbs/35_efficiency.ipynb #241cd702
 def speed_table(rows:list,  # of the record of `speed`
                )->str:      # Markdown
     "The rows as a table."
-    gib = lambda b: '' if b is None else f'{b/2**20:.0f}'
-    lines = ['| what | images, classes | variant | images/s | ratio to peer (range) | GFLOP | share of bound | MiB kept |', '|---|---|---|--:|--:|--:|--:|--:|']
+    mib = lambda b: '' if b is None else f'{b/2**20:.0f}'
+    lines = ['| what | images, classes | variant | images/s | ratio to peer (range) | GFLOP | share of bound | MiB kept | MiB at peak |', '|---|---|---|--:|--:|--:|--:|--:|--:|']
     for r in rows:
         ratio = '1' if r['variant'] == r['peer'] else f"{r['ratio']:.2f} ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})"
-        lines.append(f"| {r['what']} | {r['images']}, {r['classes']} | {r['variant']} | {r['images_per_s']:.0f} | {ratio} | {r['flops']/1e9:.1f} | {r['bound']:.2f} | {gib(r.get('saved_bytes'))} |")
+        lines.append(f"| {r['what']} | {r['images']}, {r['classes']} | {r['variant']} | {r['images_per_s']:.0f} | {ratio} | {r['flops']/1e9:.1f} | {r['bound']:.2f} | {mib(r.get('saved_bytes'))} | {mib(r.get('peak_bytes'))} |")
     return '\n'.join(lines)
