@@ -137,7 +137,7 @@ def choice_report(chosen:dict, # of `choose`
         rates = [f"| {r['lr']:g} | {r['scale']:g} | {r['base']:.2f} | {r['new']:.2f} | {r['hm']:.2f} |" for r in c['rates']]
         moves = ['| ' + ' | '.join([r['choice'], r['level'], *(move(*r[k]) for k in ('base','new','hm'))]) + ' |' for r in c['effects']]
         levels = ', '.join(f'{k} {l}' for k in CHOICES if (l := level_of({f.name: getattr(c['config'], f.name) for f in fields(c['config'])}, k)))
-        said = f"**{m}**: rate {c['lr']:g}, scale {c['config'].scale:g}, {levels}; harmonic mean {c['start']:.2f} at the start of the choices, {c['together']:.2f} with the visible ones."
+        said = f"**{m}**: rate {c['lr']:g}, scale {c['config'].scale:g}, {levels}; harmonic mean {c['start']:.2f} at the start of the choices, {c['together']:.2f} with the visible ones; taken: {'the visible ones' if c['together'] >= c['start'] else 'the start'}."
         if c['edge']: said += f" The best {' and '.join(c['edge'])} stands at the edge of the grid."
         parts.append('\n'.join([said, '', '| rate | scale | base | new | HM |', '|--:|--:|--:|--:|--:|', *rates, '', '| choice | level | base | new | HM |', '|:--|:--|--:|--:|--:|', *moves]))
     return '\n\n'.join(parts)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn, Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -71,7 +72,7 @@ class DRAConfig(AdapterConfig):
     def recommended(cls):
         "Settings in which gradient, noise and regularizer take effect; the order stays hard, so W_t and W_c do not learn."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
-                   outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
+                   outer_relu=False, scale=.03, noise='log-gumbel', temperature=.1)
 
 # %% ../nbs/07_dra.ipynb #0a660ed8
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)
@@ -166,7 +167,7 @@ def _one_pass_backward(ctx, g, g_reg):
     b = lambda t: _rows(t).sum(0)
     found = a(z, x), b(z), a(p, kept)-a(p_test, x1), b(p-p_test), a(g, h)+k*to_W, b(g)
     return None, to_x, None, None, *(t.to(weights[0].dtype) for t in found)
-_OnePass.backward = staticmethod(_one_pass_backward)
+_OnePass.backward = staticmethod(once_differentiable(_one_pass_backward))
 
 def _by_hand(m):
     c, wanted = m.config, {'text':m.config.lambda_text, 'image':m.config.lambda_image}.get(m.tower, 1.)

@@ -337,13 +337,13 @@ def learn_pairs(model, c, folder, device='cpu', log=None, word_step=None):
     model.load_state_dict(ema.weights)
     return history
 
-def _steps_in(minutes, model, c, folder, device):
+def _steps_in(minutes, model, c, folder, device, word_step=None):
     "Contrastive steps that fit into a time; those of the checkpoint, if there is one."
     if (path := folder/'pairs.pt').exists(): return torch.load(path, weights_only=True, map_location='cpu')['steps']
     few = replace(c, steps=40)
     for name in ('warm', 'timed'):
         copy = deepcopy(model)
-        with tempfile.TemporaryDirectory() as d: history = _run(name, 40, _pair_step(copy, few, device), copy, few, Path(d), _Mean(copy, c.ema))
+        with tempfile.TemporaryDirectory() as d: history = _run(name, 40, _pair_step(copy, few, device, word_step), copy, few, Path(d), _Mean(copy, c.ema))
     return max(1, int(60*minutes*40/history[-1]['seconds']))
 
 # %% ../nbs/15_pretraining.ipynb #67b9a40e
@@ -382,7 +382,7 @@ def pretrain(
     torch.manual_seed(config.seed)
     model = build_glyph_clip(config.model).to(device)
     words, word_step = learn_words(model, config, folder, device, log)
-    if minutes: config = replace(config, steps=_steps_in(minutes, model, config, folder, device))
+    if minutes: config = replace(config, steps=_steps_in(minutes, model, config, folder, device, word_step))
     pairs = learn_pairs(model, config, folder, device, log, word_step)
     facts = _facts(model, config, device, words, pairs)
     return save_glyph_clip(model, folder/'glyph-clip.safetensors', facts, used_tokens(model, config))

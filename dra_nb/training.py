@@ -201,13 +201,18 @@ def _encode_in_parts(model, blocks, x, tokens, chunk):
     "`encode_prompts`, some at a time; what is forgotten is computed again in the backward pass."
     n, noisy = len(tokens), _noisy_text(model)
     source = noisy[0].generator if noisy else None
-    begin = None if source is None else source.get_state()
+    begin, encoded = None if source is None else source.get_state(), []
     def run(x, rows):
-        if source is not None: source.set_state(begin)
-        features = _encode_part(model, blocks, x, tokens[rows], (n, rows))
-        return features, *[m.reg*(len(x)/n) for m in noisy if m.reg is not None]
+        left = None if source is None else source.get_state()
+        try:
+            if source is not None: source.set_state(begin)
+            features = _encode_part(model, blocks, x, tokens[rows], (n, rows))
+            return features, *[m.reg*(len(x)/n) for m in noisy if m.reg is not None]
+        finally:
+            if any(encoded): source.set_state(left)                       # called by the backward pass: the generator has moved on
     parts = [checkpoint(run, x[i:i+chunk], slice(i, i+chunk), use_reentrant=False, preserve_rng_state=source is None) for i in range(0, n, chunk)]
     features, *regs = zip(*parts)
+    encoded.append(source is not None)
     for m,r in zip([m for m in noisy if m.reg is not None], regs): m.reg = torch.stack(r).sum()
     return torch.cat(features)
 
@@ -240,7 +245,7 @@ class Adapted(nn.Module, Callback):
     def remove(self): return remove_dra(self.model)
 
 # %% ../nbs/12_training.ipynb #198c14a9
-_GLYPH_CLIP_LR = .015   # provisional; how it was chosen, and with what in view, stands on the results page
+_GLYPH_CLIP_LR = .015   # chosen on the training side, for the adapter and for DRA: the page on open choices
 
 class Trainable(Adapted):
     "How it is trained; expects `self.logits`."
@@ -392,23 +397,27 @@ class Loop(Log):
         self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
         self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
         self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
+        self.save_every = self.batches.per_epoch
         self.optimizer, self.trained, self.forward = method.optimizer(config), method.trained(), _forward(method)
     def call(self, event):
         for c in self.callbacks: getattr(c, event)(self)
     def precision(self): return mixed_precision(self.config.amp, self.method.device)
     def checked_loss(self):
         "The loss; where it is looked at, an error and the last good weights if it is no number."
+        if not self.good: self.keep()                                          # where we began
         self.losses.append(self.loss.detach())
-        if len(self.losses) >= self.look_every or (self.step+1)%self.batches.per_epoch == 0: self.look()
+        if len(self.losses) >= self.look_every or any((self.step+1)%n == 0 for n in (self.batches.per_epoch, self.save_every)): self.look()
         return self.loss
+    def keep(self): self.good = {n: p.detach().clone() for n,p in self.trained.items()}
     def look(self):
         "Wait for the losses since the last look; they must be numbers."
         losses, self.losses = torch.stack(self.losses), []
         fine = mean_over_processes(losses.isfinite().float().tolist(), losses.device)
-        if min(fine) == 1: self.good = {n: p.detach().clone() for n,p in self.trained.items()}; return
+        if min(fine) == 1: return self.keep()
         for n,p in self.good.items(): self.trained[n].data.copy_(p)
         wrong = next(i for i,f in enumerate(fine) if f < 1); step = self.step+2-len(fine)+wrong
-        raise FitError(f'the loss became {losses[wrong].item()} at step {step} (epoch {(step-1)//self.batches.per_epoch+1}); the last good weights are kept', step)
+        said = losses[wrong].item()
+        raise FitError(f'the loss became {"no number in another process" if math.isfinite(said) else said} at step {step} (epoch {(step-1)//self.batches.per_epoch+1}); the last good weights are kept', step)
 
 # %% ../nbs/12_training.ipynb #75cb2502
 def _one_step(loop):
@@ -484,6 +493,7 @@ def fit(model,            # open_clip model with adapters, or a `Method`
 # %% ../nbs/12_training.ipynb #c80a533b
 def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     loop = Loop(method, dataset, config, seed, callbacks)
+    loop.save_every = every or loop.batches.per_epoch                          # no checkpoint without a look before it
     with loop.precision(): method.set_classes(dataset.classnames, dataset.template, cut=config.truncate_text)
     set_generator(method.model, loop.noise, processes())
     if checkpoint is not None and Path(checkpoint).exists(): load_checkpoint(loop, checkpoint)
@@ -494,7 +504,7 @@ def _run(method, dataset, config, seed, callbacks, checkpoint, every, bar):
     for _ in shown:
         _one_step(loop)
         if bar and loop.step%loop.look_every == 0: shown.comment = ' · '.join(f'{n} {v:.3g}' for n,v in _progress(loop).items())
-        if checkpoint is not None and loop.step%(every or loop.batches.per_epoch) == 0: save_checkpoint(loop, checkpoint)
+        if checkpoint is not None and loop.step%loop.save_every == 0: save_checkpoint(loop, checkpoint)
     loop.call('after_fit')
     return loop.history
 
