@@ -20,7 +20,7 @@ def test_two_processes_give_the_curve_of_one(tmp_path, method):
     one, two = (torch.load(tmp_path/f'{n}.pt', weights_only=True) for n in ('one', 'two'))
     assert (one['world'], two['world']) == (1, 2) and len(one['history']) == 3
     for a, b in zip(one['history'], two['history']): assert b == pytest.approx(a, rel=1e-4)
-    for k, v in one['weights'].items(): assert_close(two['weights'][k], v, rtol=1e-3, atol=1e-6)
+    for k, v in one['weights'].items(): assert_close(two['weights'][k], v, rtol=1e-3, atol=1e-5)      # Eq. 19's sign may flip where the gap is nearly zero
     assert one['history'][0]['loss'] != pytest.approx(one['history'][-1]['loss'], rel=1e-3)      # something was learned
 
 def test_fit_on_the_command_line(tmp_path):
