@@ -238,7 +238,7 @@ def _show(record, done, total):
 def _speed(args):
     from dra_nb.efficiency import speed, speed_table
     from dra_nb.evaluation import append_result
-    if args.datasets or args.root or args.save: raise ValueError('bench speed: times one model on pictures of general; --datasets, --root and --save do not go with it')
+    if args.datasets or args.root or args.save or args.targets or args.protocol != 'base-to-new': raise ValueError('bench speed: times one model on pictures of general; --datasets, --root, --save, --protocol and --targets do not go with it')
     record, out = speed(args.model, args.pretrained, args.device), args.out or 'speed.jsonl'
     append_result(out, record)
     print(speed_table(record['rows']) + f'\n\n{record["device"]}; added to {out}')

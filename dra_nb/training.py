@@ -382,26 +382,10 @@ def _forward(method):
     unused = any(getattr(a.config, 'order', None) == 'hard' for a in adapters(method.model).values())
     return DistributedDataParallel(method, find_unused_parameters=unused)
 
-# %% ../nbs/12_training.ipynb #6102d57b
-class Loop(Log):
-    "The state of a training run, which callbacks may read and change."
-    def __init__(self,
-                 method:Method,       # what is trained
-                 dataset:Dataset,     # `train` holds the shots
-                 config:TrainConfig,  # the recipe
-                 seed:int,            # of order, crops and noise
-                 callbacks=(),        # told after the method itself
-                ):
-        super().__init__(); self.step, self.good, self.losses = 0, {}, []      # steps made; good weights; losses not looked at yet
-        self.look_every = 50 if method.device.type == 'cuda' else 1
-        self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
-        self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
-        self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
-        self.save_every = self.batches.per_epoch
-        self.optimizer, self.trained, self.forward = method.optimizer(config), method.trained(), _forward(method)
-    def call(self, event):
-        for c in self.callbacks: getattr(c, event)(self)
-    def precision(self): return mixed_precision(self.config.amp, self.method.device)
+# %% ../nbs/12_training.ipynb #5d91d1d2
+class _Guard(Log):
+    "Looks at the losses of a run, now and then, and keeps the weights that gave good ones."
+    def __init__(self): super().__init__(); self.good, self.losses = {}, []    # good weights; losses not looked at yet
     def checked_loss(self):
         "The loss; where it is looked at, an error and the last good weights if it is no number."
         if not self.good: self.keep()                                          # where we began
@@ -418,6 +402,27 @@ class Loop(Log):
         wrong = next(i for i,f in enumerate(fine) if f < 1); step = self.step+2-len(fine)+wrong
         said = losses[wrong].item()
         raise FitError(f'the loss became {"no number in another process" if math.isfinite(said) else said} at step {step} (epoch {(step-1)//self.batches.per_epoch+1}); the last good weights are kept', step)
+
+# %% ../nbs/12_training.ipynb #b548b127
+class Loop(_Guard):
+    "The state of a training run, which callbacks may read and change."
+    def __init__(self,
+                 method:Method,       # what is trained
+                 dataset:Dataset,     # `train` holds the shots
+                 config:TrainConfig,  # the recipe
+                 seed:int,            # of order, crops and noise
+                 callbacks=(),        # told after the method itself
+                ):
+        super().__init__(); self.step = 0                                      # steps made
+        self.look_every = 50 if method.device.type == 'cuda' else 1
+        self.method, self.dataset, self.config, self.seed = method, dataset, config, seed
+        self.callbacks, self.noise = [method, Regularizer(), *callbacks], torch.Generator(method.device)
+        self.batches = Batches(dataset, config, seed, method.model.image_size, method.device)
+        self.save_every = self.batches.per_epoch
+        self.optimizer, self.trained, self.forward = method.optimizer(config), method.trained(), _forward(method)
+    def call(self, event):
+        for c in self.callbacks: getattr(c, event)(self)
+    def precision(self): return mixed_precision(self.config.amp, self.method.device)
 
 # %% ../nbs/12_training.ipynb #75cb2502
 def _one_step(loop):
