@@ -8,6 +8,7 @@ __all__ = ['channel_scores']
 # %% ../nbs/05_channels.ipynb #a5f72f8c
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # %% ../nbs/05_channels.ipynb #0f11bc3f
 def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
@@ -18,9 +19,9 @@ def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
     "Unbiased variance of every channel over the tokens of one sample (Eq. 12)."
     if x1.ndim != 3 or x1.shape[1] < 2:
         raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r) with N from 2')
-    z = x1@W_c + b_c
+    z = F.linear(x1, W_c.mT, b_c)
     if z.dtype in (torch.float16,torch.bfloat16): z = z.float()
     if valid is None: return (z-z.mean(1, keepdim=True)).square().sum(1)/(z.shape[1]-1)   # z.var(1) is several times slower on this axis
-    n = valid.sum(1)[:,None]                                                  # real tokens, (B,1)
-    mu = (z*valid[...,None]).sum(1)/n
-    return ((z-mu[:,None]).pow(2)*valid[...,None]).sum(1)/(n-1).clamp(min=1)
+    n,real = valid.sum(1)[:,None], valid[...,None].to(z.dtype)                # number of real tokens (B,1), 1 where real
+    mu = (z*real).sum(1)/n
+    return ((z-mu[:,None])*real).square().sum(1)/(n-1).clamp(min=1)

@@ -141,32 +141,32 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx, m, x, valid, noise, W_d, b_d, W_p, b_p, W_u, b_u):
         c, n = m.config, len(x) if m.config.reg_reduction=='sum' else x.numel()
-        if torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
-        x1 = m.down(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x, W_d, b_d, W_p, b_p, W_u, b_u = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, W_d, b_d, W_p, b_p, W_u, b_u))
+        x1 = F.linear(x, W_d, b_d).relu_()
         mask = _mask(m, x1, valid, noise)
-        kept = x1*mask
-        h,h_test = F.relu(m.W_p(kept)), F.relu(m.W_p(x1))
-        e,W = h-h_test, W_u.to(h.dtype)
-        D = (e@W.T).sign_()
-        to_W,to_e = _rows(D).T@_rows(e), D@W                                  # Eq. 19's gradient, but for its factor
-        ctx.save_for_backward(x, x1, mask, kept, h, h_test, to_W, to_e, W_d, W_p, W_u)
+        both = torch.stack((x1*mask, x1))                                     # masked path, test path
+        h = F.linear(both, W_p, b_p).relu_()
+        e = h[0]-h[1]
+        D = (e@W_u.T).sign_()
+        to_W,to_e = _rows(D).T@_rows(e), D@W_u                                # Eq. 19's gradient, but for its factor
+        ctx.save_for_backward(x, mask, both, h, to_W, to_e, W_d, W_p, W_u)
         ctx.scale, ctx.rescaled, ctx.n = c.scale, c.gradient=='rescaled', n
-        return m.W_u(h).mul_(c.scale), _single(to_W*W).sum()*(c.scale/n)
+        return F.linear(h[0], W_u, b_u).mul_(c.scale), _single(to_W*W_u).sum()*(c.scale/n)
 
 # %% ../nbs/07_dra.ipynb #1665204f
 def _one_pass_backward(ctx, g, g_reg):
-    x, x1, mask, kept, h, h_test, to_W, to_e, *weights = ctx.saved_tensors
-    W_d, W_p, W_u = (w.to(x.dtype) for w in weights)
+    x, mask, both, h, to_W, to_e, W_d, W_p, W_u = ctx.saved_tensors
     s_in, s_out = (ctx.scale,1.) if ctx.rescaled else (1.,ctx.scale)
     g, k = (g if s_out==1 else g*s_out).to(x.dtype), (g_reg*(s_out/ctx.n)).to(x.dtype)
     to_e = to_e*k
-    p,p_test = _through(to_e+g@W_u, h, 0), _through(to_e, h_test, 0)          # the test path's has the other sign
-    z = _through((p@W_p).mul_(mask)-p_test@W_p, x1, 0)
+    p = _through(torch.stack((to_e+g@W_u, -to_e)), h, 0)
+    to_masked,to_test = p@W_p
+    z = _through(torch.addcmul(to_test, to_masked, mask), both[1], 0)
     to_x = z@(W_d*s_in) if ctx.needs_input_grad[1] else None
     a = lambda left, right: _rows(left).T@_rows(right)
     b = lambda t: _rows(t).sum(0)
-    found = a(z, x), b(z), a(p, kept)-a(p_test, x1), b(p-p_test), a(g, h)+k*to_W, b(g)
-    return None, to_x, None, None, *(t.to(weights[0].dtype) for t in found)
+    return None, to_x, None, None, a(z, x), b(z), a(p, both), b(p), a(g, h[0])+k*to_W, b(g)
 _OnePass.backward = staticmethod(once_differentiable(_one_pass_backward))
 
 def _by_hand(m):
@@ -291,8 +291,9 @@ def regularization(model:nn.Module, # a model with adapters, after a training pa
                   )->Tensor:        # scalar; 0 for plain adapters
     "The extra terms of Eq. 20: the weighted sum of the Eq. 19 terms of both encoders."
     found = [m for m in adapters(model).values() if getattr(m, 'reg', None) is not None]
-    terms = [m.reg*(m.config.lambda_text if m.tower=='text' else m.config.lambda_image) for m in found]
-    return torch.stack(terms).sum() if terms else next(model.parameters()).new_zeros(())
+    towers = [[m for m in found if m.tower==t] for t in ('image','text')]
+    terms = [torch.stack([m.reg for m in ms]).sum()*getattr(ms[0].config, f'lambda_{ms[0].tower}') for ms in towers if ms]
+    return sum(terms) if terms else next(model.parameters()).new_zeros(())
 
 # %% ../nbs/07_dra.ipynb #af312467
 def set_generator(model:nn.Module,               # a model with DRA modules

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'PROTOCOLS', 'predictions', 'accuracy', 'harmonic_mean', 'run_key', 'versions', 'base_to_new',
            'cross_dataset', 'read_results', 'append_result', 'mean_std', 'summarize', 'table', 'by_target',
-           'cross_table', 'student', 'interval', 'paired', 'difference', 'difference_table', 'seed_noise', 'resolvable',
-           'compare_orders', 'ranking', 'plan', 'complete', 'bench']
+           'cross_table', 'student', 'interval', 'paired', 'difference', 'difference_table', 'missing_runs',
+           'show_gains', 'seed_noise', 'resolvable', 'compare_orders', 'ranking', 'plan', 'complete', 'bench']
 
 # %% ../nbs/13_evaluation.ipynb #785baeac
 import hashlib, json, math, os, platform, time
@@ -379,6 +379,27 @@ def difference_table(records:list,  # of one protocol
     rows = [[f'{b} − {a}', *(cell(b, a, w) for w in metrics)] for a,b in combinations(methods, 2) if paired(records, b, a, metrics[0])]
     head = [['difference', *metrics], [':--', *['--:']*len(metrics)]]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (head+rows if rows else []))
+
+# %% ../nbs/13_evaluation.ipynb #07b2433f
+def missing_runs(records:list,  # of one protocol and one source
+                 methods=('zero-shot','adapter','dra-paper','dra'), # names; zero-shot trains nothing and needs one seed
+                 seeds=(1, 2, 3), # whole numbers
+                )->list:        # 'method seed' of every run that is not there
+    "What a table still lacks."
+    have = {(r['method'], r['seed']) for r in records}
+    return [f'{m} {s}' for m in methods for s in (seeds[:1] if m == 'zero-shot' else seeds) if (m, s) not in have]
+
+def show_gains(records:list,  # of `by_target`, with zero-shot among them
+               ax,            # matplotlib axis
+              ):              # the axis
+    "Points over zero-shot on every set, a dot a seed."
+    sets, methods = (list(dict.fromkeys(r[k] for r in records)) for k in ('dataset','method'))
+    for i,m in enumerate(m for m in methods if m != 'zero-shot'):
+        gains = paired(records, m, 'zero-shot', 'accuracy')
+        for j,d in enumerate(sets): ax.plot([j+.18*(i-1)]*len(gains.get(d, [])), gains.get(d, []), 'o', color=f'C{i}', ms=4, label=None if j else m)
+    ax.axhline(0, color='.6', lw=.8); ax.set_xticks(range(len(sets)), sets, rotation=30, ha='right', fontsize=8)
+    ax.set_ylabel('points against zero-shot'); ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+    return ax
 
 # %% ../nbs/13_evaluation.ipynb #fb0efe50
 def seed_noise(records:list, a:str, b:str, what='hm')->float:  # points; None with one seed only

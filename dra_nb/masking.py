@@ -59,20 +59,13 @@ def _group_of_place(n, k, counts, device):
     return torch.where(p < n, g, k)
 
 # %% ../nbs/06_masking.ipynb #f84738ac
-def _of_place(n, r, ratios, rescale, device, dtype, counts=None):
-    "Channels kept at each place, and the factor on them: (1,n), with `counts` (B,n)."
-    kept,factor = _per_group(ratios, r, rescale, device, dtype)
-    group = _group_of_place(n, len(kept)-1, counts, device)
-    return kept[group], factor[group]
-
 @lru_cache
-def _per_group(ratios, r, rescale, device, dtype):
+def _of_place(n, r, ratios, rescale, device, dtype):
+    "Channels kept at each place, and the factor on them, (n+1,n) each: row m is for samples with m real tokens."
     kept,factor = _factors(ratios, r, rescale)
-    with torch.inference_mode(False): return torch.tensor([*kept,r], device=device), torch.tensor([*factor,1.], device=device, dtype=dtype)
-
-@lru_cache
-def _known(*given):
-    with torch.inference_mode(False): return _of_place(*given)
+    with torch.inference_mode(False):                    # what is remembered must serve in training too
+        group = _group_of_place(n, len(kept), torch.arange(n+1, device=device), device)
+        return torch.tensor([*kept,r], device=device)[group], torch.tensor([*factor,1.], device=device, dtype=dtype)[group]
 
 # %% ../nbs/06_masking.ipynb #7e5d7a71
 def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
@@ -83,9 +76,9 @@ def rank_mask(token_order:Tensor,   # t of Eq. 11, (B,N)
               dtype:torch.dtype|None=None, # type of the mask
              )->Tensor:             # factor on every feature, (B,N,r)
     "The mask of Eqs. 14 to 16, in the tokens' and channels' own order."
-    given = token_order.shape[-1], channel_order.shape[-1], tuple(ratios), rescale, token_order.device, dtype
-    table = _known(*given) if counts is None else _of_place(*given, counts)
-    kept,factor = (torch.empty_like(token_order, dtype=o.dtype).scatter_(-1, token_order, o.expand(token_order.shape)) for o in table)
+    tables = _of_place(token_order.shape[-1], channel_order.shape[-1], tuple(ratios), rescale, token_order.device, dtype)
+    rows = (o[-1:].expand(token_order.shape) if counts is None else o[counts] for o in tables)
+    kept,factor = (torch.empty_like(token_order, dtype=o.dtype).scatter_(-1, token_order, o) for o in rows)
     return (places(channel_order)[:,None] < kept[...,None])*factor[...,None]
 
 # %% ../nbs/06_masking.ipynb #77ba8798

@@ -28,8 +28,9 @@ def token_scores(x1:Tensor,   # bottleneck of Eq. 9, (B,N,r)
     "Score every token by the attention it receives (Eq. 10)."
     if x1.ndim != 3: raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r)')
     if not scale > 0: raise ValueError(f'scale: got {scale!r}, allowed numbers above 0')
-    z = x1@W_t + b_t
+    z = F.linear(x1, W_t.mT, b_t)
     S = z@(z/scale).mT
     if valid is None: return S.softmax(-1).mean(-2)
     A = S.masked_fill(~valid[:,None], float('-inf')).softmax(-1)
-    return (A*valid[...,None]).sum(-2)/valid.sum(-1, keepdim=True)
+    share = valid/valid.sum(-1, keepdim=True)                       # of every query in the average
+    return (A*share[...,None]).sum(-2)

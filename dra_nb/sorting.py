@@ -31,7 +31,7 @@ def gumbel_noise(shape,                               # shape of the result
                 )->Tensor:                            # Gumbel(0,1) noise
     "Independent Gumbel(0,1) noise, g of Eqs. 11 and 13."
     u = torch.rand(shape, generator=generator, device=device if generator is None else generator.device, dtype=dtype)
-    return -(-u.clamp(min=torch.finfo(u.dtype).tiny).log()).log().to(device)
+    return u.clamp_(min=torch.finfo(u.dtype).tiny).log_().neg_().log_().neg_().to(device)   # -log(-log u)
 
 # %% ../nbs/04_sorting.ipynb #b6ead8dc
 def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
