@@ -67,6 +67,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'dra_nb.cli._load': ('cli.html#_load', 'dra_nb/cli.py'),
                             'dra_nb.cli._need_weights': ('cli.html#_need_weights', 'dra_nb/cli.py'),
                             'dra_nb.cli._on_gpu': ('cli.html#_on_gpu', 'dra_nb/cli.py'),
+                            'dra_nb.cli._own_clip': ('cli.html#_own_clip', 'dra_nb/cli.py'),
                             'dra_nb.cli._part_processes': ('cli.html#_part_processes', 'dra_nb/cli.py'),
                             'dra_nb.cli._plan_args': ('cli.html#_plan_args', 'dra_nb/cli.py'),
                             'dra_nb.cli._plan_fit': ('cli.html#_plan_fit', 'dra_nb/cli.py'),

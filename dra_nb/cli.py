@@ -164,18 +164,31 @@ def _fit(args):
 def _write_fit(args, out, data, method, recipe, history, seconds):
     "Weights, facts and one line to read."
     from dataclasses import asdict
-    from dra_nb.evaluation import versions
+    from dra_nb.evaluation import _weights, versions
     from dra_nb.files import write_atomically
     method.save(out)
-    facts = dict(method=args.method, dataset=data.name, subset=args.subset, shots=args.shots, seed=args.seed, model=args.model, pretrained=args.pretrained, classnames=data.classnames,
+    facts = dict(method=args.method, dataset=data.name, subset=args.subset, shots=args.shots, seed=args.seed, model=args.model, pretrained=args.pretrained,
+                 clip=_weights(args.model, args.pretrained), classnames=data.classnames,
                  template=data.template, train=asdict(recipe), history=history, seconds=seconds, versions=versions())
     with write_atomically(out/'run.json') as tmp: Path(tmp).write_text(json.dumps(facts, indent=1)+'\n')
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
 
 # %% ../nbs/14_cli.ipynb #3a30e3ff
+def _own_clip(args):
+    "Refuse adapters that were trained on another CLIP."
+    from dra_nb.evaluation import _weights
+    path = Path(args.weights)/'run.json'
+    saved = json.loads(path.read_text()) if path.is_file() else {}
+    if 'clip' not in saved: return
+    ours, from_file = _weights(args.model, args.pretrained), lambda clip, pretrained: clip != pretrained
+    comparable = from_file(saved['clip'], saved['pretrained']) == from_file(ours, args.pretrained)
+    if saved['model'] != args.model or comparable and saved['clip'] != ours:
+        raise ValueError(f"weights: those in {args.weights} were trained on {saved['model']} ({saved['clip']}), got {args.model} ({ours}); allowed is the same model with the same weights")
+
 def _with_weights(args):
     from dra_nb.dra import load_dra
+    if args.weights: _own_clip(args)
     model = _load(args)
     return load_dra(model, args.weights) if args.weights else model
 
