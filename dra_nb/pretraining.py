@@ -46,6 +46,9 @@ class PretrainConfig:
     patch_dropout:float = .5      # share of image tokens dropped in a step; none while the rate decays
     ema:float = .998              # decay of the averaged weights that are kept
     clutter_from:float = .5       # share of the steps in which clutter grows from none to full
+    bend:float = .6               # share of images that are stretched, sheared and bent
+    recolour:float = .4           # share with other colours
+    outline:float = .07           # share of which only the edges are left
     every:int = 100               # steps between checkpoints
     seed:int = 1
 
@@ -289,6 +292,42 @@ def _pair_tables(c, tokenizer, reader):
     words = reader.words(tokenizer([caption(a.classes[k]['classname'], a.classes[k]['keywords'], rng) for k in sorted(by_class) for _ in range(c.captions)]))
     return _Pairs(drawings.to(reader.device), torch.tensor([len(by_class[k]) for k in sorted(by_class)], device=reader.device), words.view(len(by_class), c.captions, -1))
 
+# %% ../nbs/15_pretraining.ipynb #c43d5f24
+def _uniform(n, first, k):
+    "(B,k) numbers in [0,1) that belong to images n (B,)."
+    return (_hash(n[:, None], first+torch.arange(k, device=n.device)) >> 39).float() / 2**24
+
+def _bent(images, n):
+    "Stretched by up to a fifth, sheared, and bent by a smooth field."
+    u = 2*_uniform(n, 128, 35)-1
+    wide, zero = 1+.2*u[:, 0], torch.zeros_like(u[:, 0])
+    affine = torch.stack([wide, .2*u[:, 1], zero, .12*u[:, 2], 1/wide, zero], 1).view(-1, 2, 3)
+    field = F.interpolate(u[:, 3:].view(-1, 2, 4, 4), size=images.shape[2:], mode='bicubic', align_corners=True)
+    return F.grid_sample(images, F.affine_grid(affine, images.shape, align_corners=False)+.1*field.permute(0, 2, 3, 1), padding_mode='reflection', align_corners=False)
+
+def _recoloured(images, n):
+    "Hues turned, saturation times 0.3 to 1.5, other contrast and brightness; a fifth inverted."
+    u = _uniform(n, 192, 7)[..., None, None, None]
+    grey = images.mean(1, keepdim=True); colour = images-grey
+    angle, saturation = 2*math.pi*u[:, 0], .3+1.2*u[:, 1]
+    turned = saturation*(angle.cos()*colour + angle.sin()*(colour.roll(1, 1)-colour.roll(2, 1))/math.sqrt(3))      # about the grey axis
+    gain = .6+.8*u[:, 2:5, 0]
+    y = (grey+turned-.5)*gain+.4+.2*u[:, 5]
+    return torch.where(u[:, 6] < .2, 1-y, y).clamp(0, 1)
+
+def _outlined(images):
+    "Dark lines on white where the brightness changes."
+    g = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode='replicate')
+    across, down = g[..., 1:-1, 2:]-g[..., 1:-1, :-2], g[..., 2:, 1:-1]-g[..., :-2, 1:-1]
+    return (1-2.8*(across**2+down**2).sqrt()).clamp(0, 1).expand_as(images)
+
+def _other_hands(images, n, c):
+    "Images (B,3,H,W) in [0,1], each changed or not as its number n (B,) says."
+    chance = _uniform(n, 256, 3)[..., None, None, None]
+    for k,(share,change) in enumerate(((c.bend, lambda x: _bent(x, n)), (c.recolour, lambda x: _recoloured(x, n)), (c.outline, _outlined))):
+        if share: images = torch.where(chance[:, k] < share, change(images), images)
+    return images
+
 # %% ../nbs/15_pretraining.ipynb #272da5d2
 def _batch(step, c, pairs, reader):
     "Images, tokens, classes and numbers of a step's pairs, all from (seed, step)."
@@ -297,7 +336,7 @@ def _batch(step, c, pairs, reader):
     k = turns.argsort(1).flatten()[:c.batch]                                  # shuffled, as often as the batch needs
     grown = min(1., step/max(1, c.clutter_from*c.steps))
     look = Look(size=(.7-.15*grown, .95), angle=10+10*grown, clutter=round(4*grown))
-    images = compose_pretraining(n, pairs.drawings[k, _hash(n, 1) % pairs.count[k]], look)
+    images = _other_hands(compose_pretraining(n, pairs.drawings[k, _hash(n, 1) % pairs.count[k]], look), n, c)
     images = torch.where((_hash(n, 2) % 10 < 3)[:, None, None, None], images.mean(1, keepdim=True), images)
     return images, reader.framed(pairs.words[k, _hash(n, 3) % c.captions], _hash(n, 4) % len(TEMPLATES)), k, n
 
