@@ -175,11 +175,18 @@ def _write_fit(args, out, data, method, recipe, history, seconds):
     print(f'{args.method} on {len(data.train)} images of {len(data.classnames)} classes: training accuracy {history[-1]["accuracy"]:.1f} %, {facts["seconds"]:.0f} s; weights in {out}')
 
 # %% ../nbs/14_cli.ipynb #3a30e3ff
+def _run_facts(weights):
+    "What `fit` wrote beside the weights; empty if nothing is there."
+    path = Path(weights)/'run.json'
+    try: facts = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError: facts = None
+    if not isinstance(facts, dict): raise ValueError(f'weights: {path} holds no facts of a run')
+    return facts
+
 def _own_clip(args):
     "Refuse adapters that were trained on another CLIP."
     from dra_nb.evaluation import _weights
-    path = Path(args.weights)/'run.json'
-    saved = json.loads(path.read_text()) if path.is_file() else {}
+    saved = _run_facts(args.weights)
     if 'clip' not in saved: return
     ours, from_file = _weights(args.model, args.pretrained), lambda clip, pretrained: clip != pretrained
     comparable = from_file(saved['clip'], saved['pretrained']) == from_file(ours, args.pretrained)
@@ -216,9 +223,9 @@ def _class_list(text):
 
 def _trained_classes(weights):
     "The class names that `fit` wrote beside the weights."
-    facts = Path(weights or '.')/'run.json'
-    if not weights or not facts.is_file(): raise ValueError('classes: not given, and there is no run.json beside the weights to take them from')
-    return ','.join(json.loads(facts.read_text())['classnames'])
+    facts = _run_facts(weights) if weights else {}
+    if 'classnames' not in facts: raise ValueError('classes: not given, and there is no run.json beside the weights to take them from')
+    return ','.join(facts['classnames'])
 
 def _predict(args):
     if args.top < 1: raise ValueError(f'top: got {args.top}, allowed are whole numbers from 1')

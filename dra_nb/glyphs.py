@@ -162,11 +162,15 @@ class Look(NamedTuple):
 _LOOKS = {'general-adversarial': Look(size=(.4, .7), clutter=8, cover=2)}
 
 # %% ../nbs/10_glyphs.ipynb #69dd6bb5
+def _uniform(seed, which):
+    "(B,k) numbers in [0,1): the draws `which` (k,) of every seed (B,)."
+    return (_hash(seed[:, None], which) >> 39).float() / 2**24
+
 class _Choices:
     "Uniform numbers in [0,1), a numbered hash each: `c(7)` is the same (B,) tensor whenever it is asked for."
     def __init__(self, seed, n=100):
         self.device = seed.device
-        self.table = (_hash(seed[:, None], torch.arange(n, device=seed.device)) >> 39).float() / 2**24   # (B,n), all at once
+        self.table = _uniform(seed, torch.arange(n, device=seed.device))   # (B,n), all at once
     def __call__(self, which): return self.table[:, which]
     def between(self, which, lo, hi): return lo + (hi-lo)*self(which)
     def colour(self, which): return self.table[:, which:which+3, None, None]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .clip import GlyphClipConfig, build_glyph_clip, embed_image, image_tower, project_image, run_blocks, save_glyph_clip, text_features
 from .efficiency import block_flops, matmul_rate, tower_shapes
 from .files import write_atomically
-from .glyphs import Look, _hash, artwork, compose_pretraining, drawings_for_pretraining
+from .glyphs import Look, _hash, _uniform, artwork, compose_pretraining, drawings_for_pretraining
 
 # %% ../nbs/15_pretraining.ipynb #ba9eb257
 @dataclass(frozen=True)
@@ -293,13 +293,13 @@ def _pair_tables(c, tokenizer, reader):
     return _Pairs(drawings.to(reader.device), torch.tensor([len(by_class[k]) for k in sorted(by_class)], device=reader.device), words.view(len(by_class), c.captions, -1))
 
 # %% ../nbs/15_pretraining.ipynb #c43d5f24
-def _uniform(n, first, k):
+def _draws(n, first, k):
     "(B,k) numbers in [0,1) that belong to images n (B,)."
-    return (_hash(n[:, None], first+torch.arange(k, device=n.device)) >> 39).float() / 2**24
+    return _uniform(n, torch.arange(first, first+k, device=n.device))
 
 def _bent(images, n):
     "Stretched by up to a fifth, sheared, and bent by a smooth field."
-    u = 2*_uniform(n, 128, 35)-1
+    u = 2*_draws(n, 128, 35)-1
     wide, zero = 1+.2*u[:, 0], torch.zeros_like(u[:, 0])
     affine = torch.stack([wide, .2*u[:, 1], zero, .12*u[:, 2], 1/wide, zero], 1).view(-1, 2, 3)
     field = F.interpolate(u[:, 3:].view(-1, 2, 4, 4), size=images.shape[2:], mode='bicubic', align_corners=True)
@@ -307,7 +307,7 @@ def _bent(images, n):
 
 def _recoloured(images, n):
     "Hues turned, saturation times 0.3 to 1.5, other contrast and brightness; a fifth inverted."
-    u = _uniform(n, 192, 7)[..., None, None, None]
+    u = _draws(n, 192, 7)[..., None, None, None]
     grey = images.mean(1, keepdim=True); colour = images-grey
     angle, saturation = 2*math.pi*u[:, 0], .3+1.2*u[:, 1]
     turned = saturation*(angle.cos()*colour + angle.sin()*(colour.roll(1, 1)-colour.roll(2, 1))/math.sqrt(3))      # about the grey axis
@@ -315,7 +315,7 @@ def _recoloured(images, n):
     y = (grey+turned-.5)*gain+.4+.2*u[:, 5]
     return torch.where(u[:, 6] < .2, 1-y, y).clamp(0, 1)
 
-def _outlined(images):
+def _outlined(images, n):
     "Dark lines on white where the brightness changes."
     g = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode='replicate')
     across, down = g[..., 1:-1, 2:]-g[..., 1:-1, :-2], g[..., 2:, 1:-1]-g[..., :-2, 1:-1]
@@ -323,9 +323,9 @@ def _outlined(images):
 
 def _other_hands(images, n, c):
     "Images (B,3,H,W) in [0,1], each changed or not as its number n (B,) says."
-    chance = _uniform(n, 256, 3)[..., None, None, None]
-    for k,(share,change) in enumerate(((c.bend, lambda x: _bent(x, n)), (c.recolour, lambda x: _recoloured(x, n)), (c.outline, _outlined))):
-        if share: images = torch.where(chance[:, k] < share, change(images), images)
+    chance = _draws(n, 256, 3)[..., None, None, None]
+    for k,(share,change) in enumerate(((c.bend, _bent), (c.recolour, _recoloured), (c.outline, _outlined))):
+        if share: images = torch.where(chance[:, k] < share, change(images, n), images)
     return images
 
 # %% ../nbs/15_pretraining.ipynb #272da5d2
