@@ -85,6 +85,7 @@ def _pretrain_args(p):
     p.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; a run found there goes on (default: %(default)s)')
     p.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
     p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
+    p.add_argument('--start', help='weights file of glyph-clip to go on from, without the stage of words')
     long = p.add_mutually_exclusive_group()
     long.add_argument('--minutes', type=float, help='time of the contrastive stage: the number of its steps is measured (default on cuda: 9)')
     long.add_argument('--steps', type=int, help="number of its steps (default on cpu: the notebook's)")
@@ -387,7 +388,7 @@ def _pretrain(args):
     if args.steps: config = replace(config, steps=args.steps)
     elif device != 'cpu': args.minutes = args.minutes or 9
     show = lambda stage, record: print(f'{stage}: ' + '  '.join(f'{k} {v:.4g}' for k,v in record.items()), flush=True)
-    print(pretrain(args.out, config, device, args.minutes, show))
+    print(pretrain(args.out, config, device, args.minutes, show, args.start))
 
 def _docs(args):
     from dra_nb.docs import build

@@ -24,7 +24,7 @@ SIZE = 64
 SETS = ('general', 'flags', 'symbols', 'faces', 'animals', 'activities', 'tools', 'food', 'places', 'plants', 'vehicles')
 SHIFTS = ('general-v2', 'general-sketch', 'general-adversarial', 'general-rendition')
 ROLES = ('pretrain', 'train', 'test', 'sketch', 'rendition')
-VERSION = 'Glyphs 0.1'  # raised whenever a composition changes
+VERSION = 'Glyphs 1'  # raised whenever a composition changes
 
 class Artwork(NamedTuple):
     "All drawings and what is known of them; D drawings of C classes."

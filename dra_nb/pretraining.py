@@ -20,8 +20,9 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip import GlyphClipConfig, build_glyph_clip, embed_image, image_tower, project_image, run_blocks, save_glyph_clip, text_features
+from .clip import GlyphClipConfig, build_glyph_clip, embed_image, glyph_clip_facts, image_tower, load_clip, project_image, run_blocks, save_glyph_clip, text_features
 from .efficiency import block_flops, matmul_rate, tower_shapes
+from .evaluation import _weights
 from .files import write_atomically
 from .glyphs import Look, _hash, _uniform, artwork, compose_pretraining, drawings_for_pretraining
 
@@ -33,7 +34,7 @@ class PretrainConfig:
     words_steps:int = 700         # steps of text distillation
     words_batch:int = 512         # texts a step
     words_lr:float = 1e-3         # peak learning rate of this stage
-    steps:int = 3600              # contrastive steps
+    steps:int = 9000              # contrastive steps
     batch:int = 128               # image–caption pairs a step; all classes as often as each other, give or take one
     captions:int = 20             # wordings a class is given, each of which may stand in any template
     tokens:int = 17               # tokens of a text, enough for every name in every template; a longer one loses its end
@@ -42,13 +43,13 @@ class PretrainConfig:
     text_lr:float = .3            # text tower's rate as a share of it (it knows its words already)
     weight_decay:float = .05
     warmup:int = 100              # steps of linear warm-up
-    decay:float = .2              # share of the steps in which the rate falls linearly to zero at the end
+    decay:float = .25             # share of the steps in which the rate falls linearly to zero at the end
     patch_dropout:float = .5      # share of image tokens dropped in a step; none while the rate decays
     ema:float = .998              # decay of the averaged weights that are kept
     clutter_from:float = .5       # share of the steps in which clutter grows from none to full
-    bend:float = .6               # share of images that are stretched, sheared and bent
-    recolour:float = .4           # share with other colours
-    outline:float = .07           # share of which only the edges are left
+    bend:float = .75              # share of images that are stretched, sheared and bent
+    recolour:float = .5           # share with other colours
+    outline:float = .1            # share of which only the edges are left
     every:int = 100               # steps between checkpoints
     seed:int = 1
 
@@ -176,11 +177,12 @@ class _Mean:
     def update(self, step): torch._foreach_lerp_(*zip(*self.pairs), max(1-self.decay, 9/(10+step)))
 
 # %% ../nbs/15_pretraining.ipynb #2e2e1d25
-def _settle(folder, c):
+def _settle(folder, c, start=None):
     "Note the settings of a run in its folder; those of a run found there must agree, except for how long it is and how often it is saved."
-    path, now = folder/'settings.json', asdict(c)
-    for k, v in (json.loads(path.read_text()) if path.exists() else {}).items():
-        if k not in ('steps', 'words_steps', 'every') and v != now[k]: raise ValueError(f'out: the run in {folder} was made with {k} {v}, got {now[k]}; choose another folder')
+    path, now = folder/'settings.json', {**asdict(c), 'start': start and _weights('glyph-clip', start)}
+    then = json.loads(path.read_text()) if path.exists() else now
+    for k, v in now.items():
+        if k not in ('steps', 'words_steps', 'every') and then.get(k) != v: raise ValueError(f'out: the run in {folder} was made with {k} {then.get(k)}, got {v}; choose another folder')
     with write_atomically(path) as tmp: Path(tmp).write_text(json.dumps(now))
 
 def _resume(path, model, opts, ema):
@@ -275,7 +277,7 @@ def learn_words(model, c, folder, device='cpu', log=None):
     history = _run('words', c.words_steps, _word_step(model, c, targets, c.words_batch, device), model, one, folder, ema, log)
     model.load_state_dict(ema.weights)
     for p in model.parameters(): p.requires_grad_(True)
-    return history, _word_step(model, c, targets, c.batch, device) if c.words_every else None
+    return history
 
 # %% ../nbs/15_pretraining.ipynb #f8a42703
 class _Pairs(NamedTuple):
@@ -369,6 +371,10 @@ def _pair_step(model, c, device, word_step=None):
     return step_fn
 
 # %% ../nbs/15_pretraining.ipynb #5e901f29
+def _reading(model, c, folder, device):
+    "The step of words that some contrastive steps take along; None if none do."
+    return _word_step(model, c, _word_targets(model, c, folder, device)[0], c.batch, device) if c.words_every else None
+
 def learn_pairs(model, c, folder, device='cpu', log=None, word_step=None):
     "Stage 2: CLIP's symmetric contrastive loss on images and captions."
     ema = _Mean(model, c.ema)
@@ -398,13 +404,20 @@ def pair_flops(
     return 3*towers + 2*embed + 6*c.batch*image.dim
 
 # %% ../nbs/15_pretraining.ipynb #2141f4e4
-def _facts(model, c, device, words, pairs):
+def _begin(model, c, start):
+    "The settings with which a file's weights go on, in the model from now on: full clutter at once. And what the file and those before it tell, first to last."
+    facts = glyph_clip_facts(start)
+    if (has := facts['config']['model']) != asdict(c.model): raise ValueError(f'start: {start} has the model {has}, got settings for {asdict(c.model)}')
+    model.load_state_dict(load_clip('glyph-clip', start, 'cpu').state_dict())
+    return replace(c, clutter_from=0.), [*facts.get('before', ()), {k: v for k, v in facts.items() if k not in ('history', 'before')}]
+
+def _facts(model, c, device, words, pairs, before=()):
     "What a weights file says of its own training."
     cuda, seen, seconds = torch.device(device).type == 'cuda', c.steps*c.batch, pairs[-1]['seconds']
     flops = sum(pair_flops(model, c, _kept(step, c)) for step in range(c.steps))/c.steps
     cost = dict(flops_per_pair=flops, pairs_per_second=seen/seconds, matmul_rate=matmul_rate(device))
     return dict(provisional=not (cuda and seen >= FULL_RUN), config=asdict(c), hardware=torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} CPU threads', torch=torch.__version__,
-                pairs_seen=seen, seconds=dict(words=words[-1]['seconds'], pairs=seconds), cost=cost, history=[{k: round(v, 4) for k, v in r.items()} for r in pairs[4::5]])
+                pairs_seen=seen, seconds=dict(words=words[-1]['seconds'], pairs=seconds), cost=cost, history=[{k: round(v, 4) for k, v in r.items()} for r in pairs[4::5]], before=list(before))
 
 # %% ../nbs/15_pretraining.ipynb #b7f37c74
 FULL_RUN = 10_000_000   # pairs seen on a GPU, from which on a file is no longer provisional
@@ -414,14 +427,18 @@ def pretrain(
     config:PretrainConfig=PretrainConfig(),
     device:str='cpu',                     # 'cpu' or 'cuda'
     minutes:float=None,                   # contrastive steps as many as fit into this time, instead of `config.steps`
-    log=None                              # called with (stage, record) every 20 steps
+    log=None,                             # called with (stage, record) every 20 steps
+    start=None                            # weights file to go on from; it has learned its words
 )->Path:                                  # the weights file
-    "Both stages, then one half-precision safetensors file with what it cost in its metadata."
-    folder = Path(out); folder.mkdir(parents=True, exist_ok=True); _settle(folder, config)
+    "Both stages, or more of the second; then one half-precision safetensors file with what it cost in its metadata."
+    folder, before, words = Path(out), [], [dict(seconds=0.)]
     torch.manual_seed(config.seed)
-    model = build_glyph_clip(config.model).to(device)
-    words, word_step = learn_words(model, config, folder, device, log)
+    model = build_glyph_clip(config.model)
+    if start: config, before = _begin(model, config, start)
+    model.to(device); folder.mkdir(parents=True, exist_ok=True); _settle(folder, config, start)
+    if not start: words = learn_words(model, config, folder, device, log)
+    word_step = _reading(model, config, folder, device)
     if minutes: config = replace(config, steps=_steps_in(minutes, model, config, folder, device, word_step))
     pairs = learn_pairs(model, config, folder, device, log, word_step)
-    facts = _facts(model, config, device, words, pairs)
+    facts = _facts(model, config, device, words, pairs, before)
     return save_glyph_clip(model, folder/'glyph-clip.safetensors', facts, used_tokens(model, config))

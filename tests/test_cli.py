@@ -128,6 +128,7 @@ MISTAKES = {
     'corrupt image in training': ('fit {torn} --shots 3 --out {tmp}/w --pretrained {tiny}', 'cannot be read'),
     'corrupt images in a check': ('data check {torn}', '12 problem(s) in 1 of 1 data sets: torn'),
     'no steps': ('pretrain --steps 0 --device cpu --out {tmp}/w', 'steps: got 0'),
+    'no weights to start from': ('pretrain --steps 5 --start {tmp}/none.safetensors --device cpu --out {tmp}/w', 'none.safetensors'),
     'no results': ('bench --datasets {own} --out {bad} --pretrained {tiny} --shots 2 --workers 1', 'no JSON record'),
 }
 
