@@ -35,7 +35,7 @@ def level_of(config:dict,  # a configuration as a record holds it
     return next((l for l,s in CHOICES[choice].items() if all(config.get(k) == v for k,v in s.items())), None)
 
 # %% ../nbs/19_choosing.ipynb #6c239d0a
-RATES, SCALES = (.015, .005, .05), (.1, .03, .3)     # the middle first
+RATES, SCALES = (.015, .005, .05), (.1, .03, .3, .01, 1.)     # the middle first
 START = dict(adapter=AdapterConfig(gradient='rescaled', outer_relu=False),
              dra=DRAConfig(gradient='rescaled', outer_relu=False, reg_gradient='rescaled', reg_reduction='mean', noise='log-gumbel', temperature=.1))
 

@@ -72,7 +72,7 @@ class DRAConfig(AdapterConfig):
     def recommended(cls):
         "Settings in which gradient, noise and regularizer take effect; the order stays hard, so W_t and W_c do not learn."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
-                   outer_relu=False, scale=.03, noise='log-gumbel', temperature=.1)
+                   outer_relu=False, scale=.3, noise='log-gumbel', temperature=.1)
 
 # %% ../nbs/07_dra.ipynb #0a660ed8
 def adaptation_mask(a_t:Tensor,            # token scores, (B,N)

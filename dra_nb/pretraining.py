@@ -409,7 +409,7 @@ def _begin(model, c, start):
     facts = glyph_clip_facts(start)
     if (has := facts['config']['model']) != asdict(c.model): raise ValueError(f'start: {start} has the model {has}, got settings for {asdict(c.model)}')
     model.load_state_dict(load_clip('glyph-clip', start, 'cpu').state_dict())
-    return replace(c, clutter_from=0.), [*facts.get('before', ()), {k: v for k, v in facts.items() if k not in ('history', 'before')}]
+    return replace(c, clutter_from=0., words_steps=0), [*facts.get('before', ()), {k: v for k, v in facts.items() if k not in ('history', 'before')}]
 
 def _facts(model, c, device, words, pairs, before=()):
     "What a weights file says of its own training."
