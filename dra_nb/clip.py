@@ -18,7 +18,7 @@ from typing import NamedTuple
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer, text_global_pool
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -205,7 +205,12 @@ def glyph_clip_facts(
     path=None  # a file of `save_glyph_clip`; the embedded one by default
 )->dict:
     "What the weights file says of its own training."
-    with safe_open(str(path or _glyph_clip_file()), 'pt') as f: return json.loads(f.metadata()['facts'])
+    path = path or _glyph_clip_file()
+    try:
+        with safe_open(str(path), 'pt') as f: facts = json.loads(f.metadata()['facts'])
+        facts['config']['model']
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError): raise ValueError(f'weights: {path} is no file of glyph-clip, as dra-nb pretrain writes them') from None
+    return facts
 
 # %% ../nbs/01_clip.ipynb #d2332487
 def _glyph_clip_file(): return files('dra_nb')/'assets'/'glyph-clip.safetensors'

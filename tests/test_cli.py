@@ -129,6 +129,9 @@ MISTAKES = {
     'corrupt images in a check': ('data check {torn}', '12 problem(s) in 1 of 1 data sets: torn'),
     'no steps': ('pretrain --steps 0 --device cpu --out {tmp}/w', 'steps: got 0'),
     'no weights to start from': ('pretrain --steps 5 --start {tmp}/none.safetensors --device cpu --out {tmp}/w', 'none.safetensors'),
+    'a foreign file to start from': ('pretrain --steps 5 --start {bad} --device cpu --out {tmp}/w', 'bad.png is no file of glyph-clip'),
+    'a folder to start from': ('pretrain --steps 5 --start {own} --device cpu --out {tmp}/w', 'is no file of glyph-clip'),
+    'foreign weights': ('evaluate vehicles --pretrained {bad}', 'bad.png is no file of glyph-clip'),
     'no results': ('bench --datasets {own} --out {bad} --pretrained {tiny} --shots 2 --workers 1', 'no JSON record'),
 }
 
