@@ -194,6 +194,7 @@ def _own_clip(args):
     if saved['model'] != args.model or comparable and saved['clip'] != ours:
         raise ValueError(f"weights: those in {args.weights} were trained on {saved['model']} ({saved['clip']}), got {args.model} ({ours}); allowed is the same model with the same weights")
 
+# %% ../nbs/14_cli.ipynb #063e4fae
 def _with_weights(args):
     from dra_nb.dra import load_dra
     if args.weights: _own_clip(args)

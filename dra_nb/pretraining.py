@@ -323,6 +323,7 @@ def _outlined(images, n):
     across, down = g[..., 1:-1, 2:]-g[..., 1:-1, :-2], g[..., 2:, 1:-1]-g[..., :-2, 1:-1]
     return (1-2.8*(across**2+down**2).sqrt()).clamp(0, 1).expand_as(images)
 
+# %% ../nbs/15_pretraining.ipynb #c9e28a6f
 def _other_hands(images, n, c):
     "Images (B,3,H,W) in [0,1], each changed or not as its number n (B,) says."
     chance = _draws(n, 256, 3)[..., None, None, None]
