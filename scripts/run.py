@@ -13,6 +13,7 @@ What follows the job's name is handed on, e.g. `demo --help`. Before it may stan
     --no-install    use the environment as it is
 """
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,10 @@ class Venv:
     def install(self, what, cpu=False):
         pip = [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *([] if sys.stdout.isatty() else ['--quiet'])]
         if cpu: sh(*pip, '--index-url', CPU_WHEELS, 'torch', 'torchvision')
-        sh(*pip, '-e', what)
+        try: sh(*pip, '-e', what)
+        except SystemExit:      # pip's own word on a full disk is easily overlooked
+            print(f'run.py: the installation failed; {shutil.disk_usage(ROOT).free/1e9:.0f} GB are free here, PyTorch with CUDA takes up to 10 while it is unpacked, see --cpu', file=sys.stderr)
+            raise
 
 
 def git(*command):

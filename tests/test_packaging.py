@@ -1,5 +1,5 @@
 "What an installed package must have: requirements it names, data it carries, a console script, no development tools."
-import ast, configparser, importlib, json, re, subprocess, sys, zipfile
+import ast, configparser, importlib, json, os, re, subprocess, sys, zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -132,13 +132,18 @@ def test_console_script(settings):
     assert all(o in help for o in ('demo', 'fit', 'evaluate', 'predict', 'bench', 'pretrain', 'data', 'docs'))
 
 
-def run(*args): return subprocess.run([sys.executable, ROOT/'scripts/run.py', *args], capture_output=True, text=True, timeout=60)
+def run(*args, **env): return subprocess.run([sys.executable, ROOT/'scripts/run.py', *args], capture_output=True, text=True, timeout=60, env={**os.environ, **env})
 
 def test_run_explains_itself():
     assert run('--help').returncode == 0 and run().returncode == run('dance').returncode == 2
     assert 'python3 scripts/run.py test' in run('--help').stdout
     bad = run('--fast', 'test')
     assert bad.returncode == 1 and bad.stderr.strip() == "run.py: unknown option '--fast'; see --help"
+
+def test_run_says_more_than_pip(tmp_path):
+    "pip's exit code, and a last line about the disk."
+    out = run('--venv', str(tmp_path/'venv'), 'demo', PIP_NO_INDEX='1', PIP_FIND_LINKS='')
+    assert out.returncode == 1 and re.fullmatch(r'run.py: the installation failed; \d+ GB are free here, .* see --cpu', out.stderr.strip().splitlines()[-1])
 
 def test_ci_runs_what_readme_says():
     "Two commands for a newcomer; CI ends with the second."
