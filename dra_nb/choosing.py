@@ -46,12 +46,14 @@ def rate_points(wide=False, # the whole grid?
 
 def rate_rows(records:list, # of the runs at these points, one method
              )->list:       # rows (dicts), best first
-    "Mean accuracies over sets and seeds at every rate and scale."
+    "Mean accuracies over sets and seeds at every rate and scale, and how far its harmonic mean lies behind the best one's (mean, half of the 95 % interval)."
     at = {}
-    for r in records: at.setdefault((r['settings']['train']['lr'], r['settings']['config']['scale']), []).append(r['metrics'])
-    mean = lambda v, k: sum(m[k] for m in v)/len(v)
+    for r in records: at.setdefault((r['settings']['train']['lr'], r['settings']['config']['scale']), {})[r['dataset'], r['seed']] = r['metrics']
+    mean = lambda v, k: sum(m[k] for m in v.values())/len(v)
     rows = [dict(lr=lr, scale=s, runs=len(v), **{k: mean(v, k) for k in ('base','new','hm')}) for (lr, s),v in at.items()]
-    return sorted(rows, key=lambda r: (-r['hm'], r['lr'], r['scale']))
+    rows.sort(key=lambda r: (-r['hm'], r['lr'], r['scale']))
+    own = [at[r['lr'], r['scale']] for r in rows]
+    return [dict(r, behind=interval([own[0][u]['hm']-v[u]['hm'] for u in v])) for r,v in zip(rows, own)]
 
 # %% ../nbs/19_choosing.ipynb #0f830055
 def _known(config, levels): return {l: s for l,s in levels.items() if s.keys() <= {f.name for f in fields(config)}}
@@ -134,10 +136,10 @@ def choice_report(chosen:dict, # of `choose`
     "What was chosen, and every number that led there."
     parts, move = [], lambda mean, half: f'{mean:+.2f}' + (f' ± {half:.2f}' if half < float('inf') else '')
     for m,c in chosen.items():
-        rates = [f"| {r['lr']:g} | {r['scale']:g} | {r['base']:.2f} | {r['new']:.2f} | {r['hm']:.2f} |" for r in c['rates']]
+        rates = [f"| {r['lr']:g} | {r['scale']:g} | {r['base']:.2f} | {r['new']:.2f} | {r['hm']:.2f} | {move(*r['behind'])} |" for r in c['rates']]
         moves = ['| ' + ' | '.join([r['choice'], r['level'], *(move(*r[k]) for k in ('base','new','hm'))]) + ' |' for r in c['effects']]
         levels = ', '.join(f'{k} {l}' for k in CHOICES if (l := level_of({f.name: getattr(c['config'], f.name) for f in fields(c['config'])}, k)))
         said = f"**{m}**: rate {c['lr']:g}, scale {c['config'].scale:g}, {levels}; harmonic mean {c['start']:.2f} at the start of the choices, {c['together']:.2f} with the visible ones; taken: {'the visible ones' if c['together'] >= c['start'] else 'the start'}."
         if c['edge']: said += f" The best {' and '.join(c['edge'])} stands at the edge of the grid."
-        parts.append('\n'.join([said, '', '| rate | scale | base | new | HM |', '|--:|--:|--:|--:|--:|', *rates, '', '| choice | level | base | new | HM |', '|:--|:--|--:|--:|--:|', *moves]))
+        parts.append('\n'.join([said, '', '| rate | scale | base | new | HM | best − this |', '|--:|--:|--:|--:|--:|--:|', *rates, '', '| choice | level | base | new | HM |', '|:--|:--|--:|--:|--:|', *moves]))
     return '\n\n'.join(parts)

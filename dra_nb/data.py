@@ -541,7 +541,7 @@ def _hands(items, part):
     "Who made each image: the family of its drawing; for photographs, which list it stands in."
     if not all(map(_is_glyph, items)): return [part]*len(items)
     where = [o.path.removeprefix('glyphs://').split('/') for o in items]
-    return [glyphs.family_of(glyphs._drawing(name, split, torch.tensor([int(i)])))[0] for name,split,i in where]
+    return [glyphs.family_of(glyphs.drawings_in(name, split, torch.tensor([int(i)])))[0] for name,split,i in where]
 
 def _by_hand(dataset, rng):
     "Training images of one hand, and those of all others."

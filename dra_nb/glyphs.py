@@ -243,7 +243,11 @@ _SPLITS = ('pretrain', 'train', 'val', 'test')
 
 def _seed(name, split, indices): return _hash((SETS+SHIFTS+('pretrain',)).index(name), _SPLITS.index(split), indices)
 
-def _drawing(name, split, indices):
+def drawings_in(
+    name:str,          # one of `SETS` or `SHIFTS`
+    split:str,         # 'train', 'val' or 'test'
+    indices:Tensor     # (B,) int64: image numbers
+)->Tensor:             # (B,) int64: numbers of drawings
     "The drawing in each image: one of the class's drawings of the right role."
     role = {'general-sketch': 'sketch', 'general-rendition': 'rendition'}.get(name, 'test' if split == 'test' else 'train')
     lists, n = _table(name)[1][role], n_images(name, split)
@@ -269,7 +273,7 @@ def compose(
     "Images of a split: a pure function of (name, split, index)."
     i = torch.as_tensor(indices, dtype=torch.long)
     if not len(i): return torch.empty(0, 3, size, size, dtype=torch.uint8, device=device)
-    drawings = _drawing(name, split, i)
+    drawings = drawings_in(name, split, i)
     image = _compose(_seed(name, split, i).to(device), drawings, _LOOKS.get(name, Look()))[0]
     if size != SIZE: image = F.interpolate(image, size=(size, size), mode='bicubic', antialias=True).clamp(0, 1)
     return (image*255).round().byte()
@@ -282,7 +286,7 @@ def foreground_mask(
     "Where the drawing is visible in each image: known exactly, because we put it there."
     i = torch.as_tensor(indices, dtype=torch.long)
     if not len(i): return torch.empty(0, SIZE, SIZE, dtype=torch.bool)
-    return _compose(_seed(name, split, i), _drawing(name, split, i), _LOOKS.get(name, Look()))[1][:, 0] > .5
+    return _compose(_seed(name, split, i), drawings_in(name, split, i), _LOOKS.get(name, Look()))[1][:, 0] > .5
 
 # %% ../nbs/10_glyphs.ipynb #efe330e1
 def compose_pretraining(

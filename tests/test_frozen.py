@@ -14,7 +14,7 @@ def choices(name, split):
     "Digest of everything that is drawn by chance: image seeds, drawings, and the numbers behind places, colours and shapes."
     i, look = torch.arange(G.n_images(name, split)), G._LOOKS.get(name, G.Look())
     seed, h = G._seed(name, split, i), hashlib.sha256(repr((name, split, look, G.classnames(name))).encode())
-    for t in (seed, G._drawing(name, split, i), G._Choices(seed[::97], 100+20*(look.clutter+look.cover)).table): h.update(t.contiguous().numpy().tobytes())
+    for t in (seed, G.drawings_in(name, split, i), G._Choices(seed[::97], 100+20*(look.clutter+look.cover)).table): h.update(t.contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def pixels(name, split):
