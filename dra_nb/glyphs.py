@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'SETS', 'SHIFTS', 'ROLES', 'VERSION', 'Artwork', 'artwork', 'drawings_for_pretraining', 'classnames',
-           'held_out', 'per_class', 'n_images', 'labels', 'Look', 'compose', 'foreground_mask', 'compose_pretraining',
-           'family_of', 'show_images', 'attribution']
+           'held_out', 'per_class', 'n_images', 'labels', 'Look', 'drawings_in', 'compose', 'foreground_mask',
+           'compose_pretraining', 'family_of', 'show_images', 'attribution']
 
 # %% ../nbs/10_glyphs.ipynb #ff32be20
 import io, json, math, zipfile
