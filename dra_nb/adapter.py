@@ -102,7 +102,7 @@ class AdapterConfig:
     @classmethod
     def recommended(cls):
         "Settings that train: rescaled gradient, no outer ReLU, a larger scale."
-        return cls(gradient='rescaled', outer_relu=False, scale=.03)
+        return cls(gradient='rescaled', outer_relu=False, scale=.1)
 
 # %% ../nbs/02_adapter.ipynb #2530b4be
 def _single(y): return y.float() if y.dtype in (torch.float16,torch.bfloat16) else y

@@ -15,7 +15,7 @@ from .dra import DRAConfig
 from .evaluation import interval, plan, read_results
 
 # %% ../nbs/19_choosing.ipynb #cd60c8ba
-SETS = ('vehicles','plants','places')        # where settings are chosen; the smallest embedded sets
+SETS = ('vehicles','plants','places','food','tools','activities','animals','faces')   # where settings are chosen
 CHOICES = dict(
     noise={'gumbel': dict(noise='gumbel', temperature=1.), 'log-gumbel': dict(noise='log-gumbel', temperature=1.),
            'log-gumbel 0.1': dict(noise='log-gumbel', temperature=.1), 'none': dict(noise='none', temperature=1.)},
@@ -35,7 +35,7 @@ def level_of(config:dict,  # a configuration as a record holds it
     return next((l for l,s in CHOICES[choice].items() if all(config.get(k) == v for k,v in s.items())), None)
 
 # %% ../nbs/19_choosing.ipynb #6c239d0a
-RATES, SCALES = (.015, .005, .05), (.1, .03, .3, .01, 1.)     # the middle first
+RATES, SCALES = (.015, .005, .05, .15, .5), (.1, .03, .3, .01, 1.)     # where the search began, first
 START = dict(adapter=AdapterConfig(gradient='rescaled', outer_relu=False),
              dra=DRAConfig(gradient='rescaled', outer_relu=False, reg_gradient='rescaled', reg_reduction='mean', noise='log-gumbel', temperature=.1))
 

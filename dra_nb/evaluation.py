@@ -166,7 +166,7 @@ def _preset(method, **changes):
 def _terms(protocol, method, dataset, config, train, targets):
     "What a protocol sets: the method's settings, changes to its recipe, and further facts for the record."
     if protocol == 'base-to-new': return config, train, {}
-    if protocol == 'choose': return config, {'epochs': 7, **(train or {})}, dict(protocol=protocol)
+    if protocol == 'choose': return config, {'epochs': 9, **(train or {})}, dict(protocol=protocol)
     if targets is None and dataset not in TARGETS: raise ValueError(f'targets: {dataset} has none of its own; name the sets to test on (those of {", ".join(TARGETS)} are known)')
     targets = TARGETS[dataset] if targets is None else targets
     return config or _preset(method, start=7), {'epochs': 1, **(train or {})}, dict(protocol=protocol, targets=list(map(str, targets)))
