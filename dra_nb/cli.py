@@ -70,7 +70,7 @@ def _bench_args(p):
     p.add_argument('--methods', nargs='+', help='(default: zero-shot adapter dra-paper dra; choose takes none)')
     p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files; for cross, the sources (default: the 11 embedded sets; cross: general; choose: vehicles plants places)')
     p.add_argument('--targets', nargs='+', help='cross: sets to test on (default: the other ten and the four shifts of general or of imagenet)')
-    p.add_argument('--seeds', type=int, nargs='+', help='(default: 1 2 3; choose: 1 on a CPU, 1 2 on a GPU)')
+    p.add_argument('--seeds', type=int, nargs='+', help='(default: 1 2 3; choose: 1)')
     p.add_argument('--out', help='results file (default: results.jsonl, or speed.jsonl)')
     p.add_argument('--save', help='folder for the trained weights of every run')
     p.add_argument('--workers', type=int, help='processes (default: one a core, up to 8; on a GPU as many with glyph-clip, one with larger models)')
@@ -280,7 +280,7 @@ def _choose(args):
     if args.methods or args.save: raise ValueError('bench: --protocol choose goes through its own grid of methods, and keeps no weights; leave out --methods and --save')
     wide, ran = _on_gpu(args), []
     run = partial(complete, out=args.out, workers=_workers(args), device=args.device, show=lambda r, *n: (ran.append(sum(r['seconds'].values())), _show(r, *n)))
-    chosen = choose(run, seeds=args.seeds or ([1, 2] if wide else [1]), wide=wide, **_plan_args(args, SETS))
+    chosen = choose(run, seeds=args.seeds or [1], wide=wide, **_plan_args(args, SETS))
     print('\n' + choice_report(chosen) + f'\n\n{len(ran)} runs made now, {sum(ran)/60:.0f} minutes of one process in all, in {args.out}')
 
 # %% ../nbs/14_cli.ipynb #27818279
