@@ -43,7 +43,7 @@ def _fit_args(p):
     p.add_argument('--subset', choices=('all','base','new'), default='all', help='classes to train on (default: %(default)s)')
     p.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
     p.add_argument('--epochs', type=int, help="(default: the method's, 5)")
-    p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015)")
+    p.add_argument('--lr', type=float, help="learning rate (default: the method's, 0.0015; on glyph-clip with rescaled gradients 0.015)")
     p.add_argument('--text-chunk', type=int, help='class prompts encoded at a time: less memory for many classes, the same result (default: all)')
     p.add_argument('--out', required=True, help='folder for the weights; also holds the checkpoint a killed run resumes from')
 
@@ -68,7 +68,7 @@ def _bench_args(p):
     p.add_argument('--protocol', choices=('base-to-new','cross','choose'), default='base-to-new',
                    help='base-to-new; cross: train on one set, test on others and on its shifts; choose: rate and open choices, on the training side only (default: %(default)s)')
     p.add_argument('--methods', nargs='+', help='(default: zero-shot adapter dra-paper dra; choose takes none)')
-    p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files; for cross, the sources (default: the 11 embedded sets; cross: general; choose: vehicles plants places)')
+    p.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or CSV files; for cross, the sources (default: the 11 embedded sets; cross: general; choose: the eight smallest embedded sets)')
     p.add_argument('--targets', nargs='+', help='cross: sets to test on (default: the other ten and the four shifts of general or of imagenet)')
     p.add_argument('--seeds', type=int, nargs='+', help='(default: 1 2 3; choose: 1)')
     p.add_argument('--out', help='results file (default: results.jsonl, or speed.jsonl)')
