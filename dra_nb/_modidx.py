@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'dra_nb.evaluation.base_to_new': ('evaluation.html#base_to_new', 'dra_nb/evaluation.py'),
                                    'dra_nb.evaluation.bench': ('evaluation.html#bench', 'dra_nb/evaluation.py'),
                                    'dra_nb.evaluation.by_target': ('evaluation.html#by_target', 'dra_nb/evaluation.py'),
+                                   'dra_nb.evaluation.changed_settings': ('evaluation.html#changed_settings', 'dra_nb/evaluation.py'),
                                    'dra_nb.evaluation.compare_orders': ('evaluation.html#compare_orders', 'dra_nb/evaluation.py'),
                                    'dra_nb.evaluation.complete': ('evaluation.html#complete', 'dra_nb/evaluation.py'),
                                    'dra_nb.evaluation.cross_dataset': ('evaluation.html#cross_dataset', 'dra_nb/evaluation.py'),

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'PROTOCOLS', 'predictions', 'accuracy', 'harmonic_mean', 'run_key', 'versions', 'base_to_new',
-           'cross_dataset', 'read_results', 'append_result', 'mean_std', 'summarize', 'table', 'by_target',
-           'cross_table', 'student', 'interval', 'paired', 'difference', 'difference_table', 'missing_runs',
-           'show_gains', 'seed_noise', 'resolvable', 'compare_orders', 'ranking', 'plan', 'complete', 'bench']
+           'cross_dataset', 'read_results', 'append_result', 'changed_settings', 'mean_std', 'summarize', 'table',
+           'by_target', 'cross_table', 'student', 'interval', 'paired', 'difference', 'difference_table',
+           'missing_runs', 'show_gains', 'seed_noise', 'resolvable', 'compare_orders', 'ranking', 'plan', 'complete',
+           'bench']
 
 # %% ../nbs/13_evaluation.ipynb #785baeac
 import hashlib, json, math, os, platform, time
@@ -255,6 +256,18 @@ def append_result(path,         # JSON Lines file, made if missing
     "Add a record, atomically."
     old = Path(path).read_text() if Path(path).exists() else ''
     with write_atomically(path) as tmp: Path(tmp).write_text(old + json.dumps(record) + '\n')
+
+# %% ../nbs/13_evaluation.ipynb #0b2615df
+def changed_settings(run:dict,   # a record
+                     other:dict, # another
+                    )->set:      # names, such as 'config.scale', 'train.epochs' or 'weights'
+    "Which settings differ between two runs."
+    def flat(settings, inside=''):
+        named = {}
+        for k,v in settings.items(): named.update(flat(v, f'{inside}{k}.') if isinstance(v, dict) else {inside+k: v})
+        return named
+    a, b = flat(run['settings']), flat(other['settings'])
+    return {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
 
 # %% ../nbs/13_evaluation.ipynb #e0be7232
 def mean_std(values)->tuple:  # mean, and standard deviation with n-1 (None for one value)
