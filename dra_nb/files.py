@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLOATS', 'write_atomically', 'append_line', 'write_json', 'parse_json', 'read_json', 'file_digest', 'json_digest',
-           'check_weights', 'write_tensors', 'read_tensors']
+           'check_weights', 'write_tensors', 'read_tensors', 'copy_tensors']
 
-# %% ../nbs/09_files.ipynb #6690a305
+# %% ../nbs/09_files.ipynb #35737c67
 import hashlib
 import json
 import math
@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 # %% ../nbs/09_files.ipynb #d47d0223
 def _alive(pid):
@@ -192,3 +191,19 @@ def read_tensors(
         raise ValueError(f'{path}: cannot be read as a safetensors file ({said})') from None
     check_weights(tensors, path, others)
     return tensors, {k: parse_json(v, f'{path}: metadata {k}') for k,v in metadata.items()}
+
+# %% ../nbs/09_files.ipynb #85697c7e
+def copy_tensors(
+    into:dict,     # name → parameter or buffer that is to take the values
+    tensors:dict,  # name → tensor
+    source         # where the tensors come from, for the error message
+):
+    "Copy tensors into those of the same names and shapes; nothing is changed unless all fit."
+    for name in sorted(into.keys() | tensors.keys()):
+        have = tuple(tensors[name].shape) if name in tensors else '(none)'
+        need = tuple(into[name].shape) if name in into else '(none)'
+        if have != need:
+            raise ValueError(f'{source}: holds {name} of shape {have}, needed is {need}')
+    with torch.no_grad():
+        for name,target in into.items():
+            target.copy_(tensors[name])
