@@ -1,0 +1,254 @@
+"""The docs site and README.md, made from the notebooks in Python alone and readable offline.
+
+    python scripts/site.py build [FOLDER]     the site, into _docs/ if no folder is named
+    python scripts/site.py readme             README.md from nbs/index.ipynb
+
+nbdev prepares the notebooks in _proc/, and smalldocs renders them by _quarto.yml, as Quarto would.
+Done here is what neither does: pages named without their numbers, KaTeX from the site itself, an
+anchor at each of the paper's equations, and no link that leads nowhere.
+"""
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(path):
+    return path.read_text(encoding='utf-8')
+
+
+def write(path, text):
+    path.write_text(text, encoding='utf-8')
+
+
+def joined(text):
+    "A notebook keeps text as one string or as a list of lines."
+    return ''.join(text)
+
+
+# README.md
+
+NOTE = '<!-- Made from nbs/index.ipynb by `python3 scripts/run.py sync`; edit the notebook. -->'
+HIDDEN = {'hide', 'export', 'exporti', 'default_exp'}
+FENCED = re.compile(r'(```.*?```|`[^`\n]*`)', re.S)
+RELATIVE = re.compile(r'(\]\()(?![a-z][a-z+.-]*:|[#/<])([^)\s]+)')
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
+
+def directives(source):
+    "The leading `#|` lines of a code cell as name → value, and the code without them."
+    lines = source.splitlines()
+    found = {}
+    while lines and lines[0].startswith('#|'):
+        name, _, value = lines.pop(0)[2:].strip().partition(' ')
+        found[name.rstrip(':')] = value.strip()
+    return found, '\n'.join(lines).strip('\n')
+
+
+def relink(text):
+    "Make the links of a page in nbs/ valid one folder above it; what is code stays."
+    def one_up(match):
+        target = match[2]
+        return match[1] + (target[3:] if target.startswith('../') else f'nbs/{target}')
+
+    parts = FENCED.split(text)
+    for i in range(0, len(parts), 2):
+        parts[i] = RELATIVE.sub(one_up, parts[i])
+    return ''.join(parts)
+
+
+def shown_outputs(cell):
+    "Outputs of a code cell for a page: no widgets; text printed under `output: asis` is Markdown."
+    outputs = [o for o in cell['outputs'] if WIDGET not in o.get('data', {})]
+    if directives(joined(cell['source']))[0].get('output') != 'asis':
+        return outputs
+    printed = ''.join(joined(o['text']) for o in outputs if o.get('name') == 'stdout')
+    data = {'text/markdown': printed}
+    markdown = dict(output_type='display_data', metadata={}, data=data)
+    return [markdown, *(o for o in outputs if o.get('name') != 'stdout')]
+
+
+def output_markdown(output):
+    "One stored output in Markdown, empty where there is nothing to show."
+    data = output.get('data', {})
+    if any(kind.startswith('image/') for kind in data):
+        raise ValueError('index.ipynb: got a picture as output, allowed text; save it in figures/')
+    if 'text/markdown' in data:
+        return joined(data['text/markdown']).strip()
+    text = joined(output.get('text') or data.get('text/plain') or '').rstrip()
+    return f'```text\n{text}\n```' if text else ''
+
+
+def readme(root=ROOT):
+    "README.md: the index notebook as GitHub's Markdown."
+    parts = [NOTE]
+    for cell in json.loads(read(root/'nbs/index.ipynb'))['cells']:
+        source = joined(cell['source']).strip()
+        if cell['cell_type'] == 'markdown':
+            parts.append(relink(source))
+            continue
+        marks, code = directives(source)
+        if HIDDEN & marks.keys():
+            continue
+        if code and marks.get('echo') != 'false':
+            parts.append(f'```python\n{code}\n```')
+        if marks.get('output') != 'false':
+            parts += map(output_markdown, shown_outputs(cell))
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+# The pages
+
+KATEX = re.compile(r'https://[^"\s]+/katex@[^"/\s]+/dist')
+FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
+SOURCE = re.compile(r'<p>\s*<a href="/?blob/[^>]*>source</a>\s*</p>')
+LINK_IN_CODE = re.compile(r'\[(`[^`<]+`)\]\(/[\w.]+\.html#[^)<]*\)')
+LINK = re.compile(r'<a href="([\w.]+\.html)#([^"]+)"([^>]*)>(.*?)</a>', re.S)
+MATH = re.compile(r'<span class="math display">.*?</span>', re.S)
+MORE = r'(?:(?:–|-|, | and | to )\d+)*'
+EQUATION = re.compile(rf'\bEq(?:\.|uation) ?\d+|\bEq(?:s\.|uations) ?\d+{MORE}')
+UNLINKED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'h4', 'nav', 'pre', 'script', 'summary'}
+
+
+def page_name(notebook):
+    "The page of a notebook, named as nbdev does: '07_dra.ipynb' gives 'dra.html'."
+    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(notebook).stem).lower() + '.html'
+
+
+def page_names(notebooks):
+    "smalldocs's name of each page → its name on the site."
+    names = {}
+    for notebook in notebooks:
+        page = page_name(notebook)
+        if page in names.values():
+            raise ValueError(f'notebooks: got two that give {page}, allowed one name a page')
+        names[f'{Path(notebook).stem}.html'] = page
+    return names
+
+
+def localize(html, names):
+    "Point links at files of the site, without the network and without the notebooks' numbers."
+    numbered = '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
+    html = re.sub(rf'(?<=[/"])({numbered})(?=["#?])', lambda match: names[match[1]], html)
+    html = LINK_IN_CODE.sub(r'\1', SOURCE.sub('', html))
+    return KATEX.sub('katex', html)
+
+
+def settle(html, names, anchors):
+    "Lead links to the entries they name; nbdev's own links that name nothing become plain code."
+    def one(match):
+        page, anchor, attributes, text = match.groups()
+        by_nbdev = page not in names        # an author's link still has the notebook's number
+        page = names.get(page, page)
+        if by_nbdev and re.fullmatch('<code>[a-z]+</code>', text):
+            return text                     # a word such as `places` means many things
+        lower = anchor.lower()
+        for found in (anchor, lower, lower.split('.')[0]):
+            if found in anchors.get(page, ()):
+                return f'<a href="{page}#{found}"{attributes}>{text}</a>'
+        return text if by_nbdev else match[0]
+
+    return LINK.sub(one, html)
+
+
+def anchor_equations(html, page, homes):
+    "Put `eq-10` where the book first shows Eq. 10, and note the address in `homes`."
+    def mark(match):
+        anchors = ''
+        for number in re.findall(r'\\tag\{(\d+)\}', match[0]):
+            if number not in homes:
+                homes[number] = f'{page}#eq-{number}'
+                anchors += f'<span id="eq-{number}" class="equation"></span>'
+        return anchors + match[0]
+
+    return MATH.sub(mark, html)
+
+
+def link_equations(html, homes):
+    "Make 'Eq. 10' in running text a link to the equation."
+    def number(match):
+        address = homes.get(match[1])
+        return f'<a href="{address}">{match[0]}</a>' if address else match[0]
+
+    def words(match):
+        return re.sub(r'(?:Eq\D+)?(\d+)', number, match[0])
+
+    head, main, rest = html.partition('<main')
+    depth = 0
+    parts = re.split(r'(<[^>]*>)', main + rest)     # text at even places, tags at odd ones
+    for i, part in enumerate(parts):
+        tag = re.match(r'<(/?)(\w+)', part)
+        if tag and tag[2] in UNLINKED:
+            depth += -1 if tag[1] else 1
+        elif not depth and i % 2 == 0:
+            parts[i] = EQUATION.sub(words, part)
+    return head + ''.join(parts)
+
+
+def finish(out, notebooks):
+    "Turn what smalldocs wrote into the site."
+    names = page_names(notebooks)
+    for path in (out/'site_libs/themes').rglob('*.css'):
+        write(path, FONTS.sub('', read(path)))
+    pages, homes, anchors = {}, {}, {}
+    for numbered, page in sorted(names.items()):
+        html = read(out/numbered)
+        if re.match('0[1-8]_', numbered):
+            html = anchor_equations(html, page, homes)
+        pages[page] = html
+        anchors[page] = set(re.findall(r'\bid="([^"]+)"', html))
+        (out/numbered).unlink()
+    for page, html in pages.items():
+        html = localize(settle(html, names, anchors), names)
+        write(out/page, link_equations(html, homes))
+    write(out/'search.json', localize(read(out/'search.json'), names))
+
+
+def build(out='_docs', root=ROOT, workers=2):
+    "Build the site; its folder, and what smalldocs warned of."
+    out = root/out
+    if out.exists() and any(out.iterdir()) and not (out/'site_libs').exists():
+        raise ValueError(f'folder: got {out}, allowed an empty folder or one with an older site')
+    from nbdev.quarto import refresh_quarto_yml
+    from nbdev.serve import proc_nbs
+    from smalldocs.site import build as render
+    # nbdev finds its settings from the notebooks' folder, and their cells their files
+    with contextlib.chdir(root/'nbs'):
+        refresh_quarto_yml()
+        proc = proc_nbs(n_workers=workers, force=True)
+        for source in (root/'_quarto.yml', root/'nbs/nbdev.yml'):
+            shutil.copy2(source, proc/source.name)
+        for path in proc.glob('*.ipynb'):
+            notebook = json.loads(read(path))
+            for cell in notebook['cells']:
+                if cell['cell_type'] == 'code':
+                    cell['outputs'] = shown_outputs(cell)
+            write(path, json.dumps(notebook))
+        site = render(proc, quiet=True)
+    finish(site.out, [path.name for path in proc.glob('*.ipynb')])
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(site.out, out)
+    # for Quarto or nbdev, and links of nbdev that `settle` has seen to
+    expected = ('html-math-method', 'output-file', 'skip_exec', 'skip_showdoc', 'broken link /')
+    return out, [line for line in site.warnings if not any(known in line for known in expected)]
+
+
+def main(words):
+    if words == ['readme']:
+        write(ROOT/'README.md', readme())
+    elif words[:1] == ['build'] and len(words) <= 2:
+        out, warnings = build(*words[1:], workers=os.cpu_count() or 1)
+        for line in warnings:
+            print(f'site.py: warning: {line}', file=sys.stderr)
+        print(out/'index.html')
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
