@@ -1,0 +1,1 @@
+"""The benchmark: protocols, runs, results, statistics and tables."""
