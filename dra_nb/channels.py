@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../nbs/05_channels.ipynb #0f11bc3f
+# %% ../nbs/05_channels.ipynb #2a0d9a61
 def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
                    W_c:Tensor, # scoring projection, (r,r)
                    b_c:Tensor, # its bias, (r,); the variance does not see it
-                   valid:Tensor|None=None, # which tokens take part, bool (B,N); all by default
+                   padding_mask:Tensor|None=None, # True: a real token takes part, bool (B,N)
                   )->Tensor:   # response of every channel, (B,r)
     "Unbiased variance of every channel over the tokens of one sample (Eq. 12)."
     if x1.ndim != 3 or x1.shape[1] < 2:
         raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r) with N from 2')
     z = F.linear(x1, W_c.mT, b_c)
-    if z.dtype in (torch.float16,torch.bfloat16): z = z.float()
-    if valid is None: return (z-z.mean(1, keepdim=True)).square().sum(1)/(z.shape[1]-1)   # z.var(1) is several times slower on this axis
-    n,real = valid.sum(1)[:,None], valid[...,None].to(z.dtype)                # number of real tokens (B,1), 1 where real
-    mu = (z*real).sum(1)/n
-    return ((z-mu[:,None])*real).square().sum(1)/(n-1).clamp(min=1)
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
+    if padding_mask is None:        # z.var(1) is several times slower on this axis
+        return (z-z.mean(1, keepdim=True)).square().sum(1)/(z.shape[1]-1)
+    real = padding_mask[...,None].to(z.dtype)              # (B,N,1)
+    n = padding_mask.sum(1)[:,None]                        # (B,1)
+    mean = (z*real).sum(1)/n.clamp(min=1)
+    return ((z-mean[:,None])*real).square().sum(1)/(n-1).clamp(min=1)

@@ -9,15 +9,19 @@ __all__ = ['l1_consistency']
 import torch
 from torch import Tensor
 
-# %% ../nbs/08_regularizer.ipynb #5b79b806
-def l1_consistency(train_out:Tensor, # output of the masked path, (B,N,d)
-                   test_out:Tensor,  # output of the unmasked path, (B,N,d)
-                   reduction:str='sum', # 'sum' over N*d and mean over the batch, or 'mean' over everything
-                  )->Tensor:         # scalar
+# %% ../nbs/08_regularizer.ipynb #efbfad5e
+def l1_consistency(train_out:Tensor,    # output of the masked path, (B,N,d)
+                   test_out:Tensor,     # output of the unmasked path, (B,N,d)
+                   reduction:str='sum', # 'sum' over N*d and mean over the batch, or 'mean' over all
+                  )->Tensor:            # scalar
     "L1 distance of the training and the test output (Eq. 19)."
     if train_out.shape != test_out.shape:
-        raise ValueError(f'test_out: got shape {tuple(test_out.shape)}, allowed that of train_out {tuple(train_out.shape)}')
-    if reduction not in ('sum','mean'): raise ValueError(f"reduction: got {reduction!r}, allowed 'sum', 'mean'")
+        given = tuple(test_out.shape)
+        allowed = tuple(train_out.shape)
+        raise ValueError(f'test_out: got shape {given}, allowed that of train_out, {allowed}')
+    if reduction not in ('sum','mean'):
+        raise ValueError(f"reduction: got {reduction!r}, allowed 'sum', 'mean'")
     gap = (train_out-test_out).abs()
-    total = gap.sum(dtype=torch.float32 if gap.dtype in (torch.float16,torch.bfloat16) else None)
+    half = gap.dtype in (torch.float16, torch.bfloat16)
+    total = gap.sum(dtype=torch.float32 if half else None)
     return total/len(train_out) if reduction=='sum' else total/train_out.numel()

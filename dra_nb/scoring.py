@@ -18,19 +18,24 @@ def down_project(x:Tensor,   # tokens, (B,N,d)
     "Project the tokens down (Eq. 9)."
     return F.relu(F.linear(x, W_d.mT, b_d))
 
-# %% ../nbs/03_scoring.ipynb #d1a00bf4
+# %% ../nbs/03_scoring.ipynb #c54f96d3
 def token_scores(x1:Tensor,   # bottleneck of Eq. 9, (B,N,r)
                  W_t:Tensor,  # scoring projection, (r,r)
                  b_t:Tensor,  # its bias, (r,)
                  scale:float, # divisor inside the softmax, sqrt(d) in the paper
-                 valid:Tensor|None=None, # which tokens take part, bool (B,N); all by default
+                 padding_mask:Tensor|None=None, # True: a real token takes part, bool (B,N)
                 )->Tensor:    # attention each token receives, rows sum to 1, (B,N)
     "Score every token by the attention it receives (Eq. 10)."
-    if x1.ndim != 3: raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r)')
-    if not scale > 0: raise ValueError(f'scale: got {scale!r}, allowed numbers above 0')
+    if x1.ndim != 3:
+        raise ValueError(f'x1: got shape {tuple(x1.shape)}, allowed (B,N,r)')
+    if not scale > 0:
+        raise ValueError(f'scale: got {scale!r}, allowed numbers above 0')
     z = F.linear(x1, W_t.mT, b_t)
-    S = z@(z/scale).mT
-    if valid is None: return S.softmax(-1).mean(-2)
-    A = S.masked_fill(~valid[:,None], float('-inf')).softmax(-1)
-    share = valid/valid.sum(-1, keepdim=True)                       # of every query in the average
-    return (A*share[...,None]).sum(-2)
+    logits = z@(z/scale).mT
+    if padding_mask is None:
+        return logits.softmax(-1).mean(-2)
+    lowest = torch.finfo(logits.dtype).min
+    attention = logits.masked_fill(~padding_mask[:,None], lowest).softmax(-1)
+    real = padding_mask.sum(-1, keepdim=True).clamp(min=1)
+    share = padding_mask/real                              # of every looker in the mean
+    return (attention*share[...,None]).sum(-2)

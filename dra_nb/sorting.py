@@ -5,35 +5,47 @@
 # %% auto #0
 __all__ = ['descending_order', 'places', 'gumbel_noise', 'noisy_scores', 'soft_permutation']
 
-# %% ../nbs/04_sorting.ipynb #a5f72f8c
+# %% ../nbs/04_sorting.ipynb #3ab4e93d
+import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/04_sorting.ipynb #fb596439
+# %% ../nbs/04_sorting.ipynb #7806ff65
 def descending_order(scores:Tensor,           # (..., n)
                      noise:Tensor|None=None,  # added to the scores, same shape
                     )->Tensor:                # indices, highest first, (..., n)
     "Indices from the highest to the lowest score (Eqs. 11 and 13); ties keep their order."
-    return (scores if noise is None else scores+noise).sort(dim=-1, descending=True, stable=True).indices
+    if noise is not None:
+        scores = scores+noise
+    return scores.sort(dim=-1, descending=True, stable=True).indices
 
-# %% ../nbs/04_sorting.ipynb #292b5727
-def places(order:Tensor, # a permutation along the last axis, (..., n)
+# %% ../nbs/04_sorting.ipynb #cb150f63
+def places(order:Tensor, # a permutation along the last axis, int64 (..., n)
           )->Tensor:     # place of every element in that order, (..., n)
     "The inverse permutation: where each element stands."
-    p = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, p)
+    n = order.shape[-1]
+    found = torch.full_like(order, -1)
+    numbers = torch.arange(n, device=order.device).expand_as(order)
+    if order.device.type != 'cpu':      # to look at the numbers would make the device wait
+        return found.scatter_(-1, order, numbers)
+    inside = order.dtype == torch.int64 and ((order >= 0) & (order < n)).all()
+    if not inside or (found.scatter_(-1, order, numbers) < 0).any():
+        raise ValueError(f'order: got no permutation, allowed each of 0 to {n-1} once in a row')
+    return found
 
-# %% ../nbs/04_sorting.ipynb #145b8ab4
+# %% ../nbs/04_sorting.ipynb #2acabc7d
 def gumbel_noise(shape,                               # shape of the result
-                 generator:torch.Generator|None=None, # source of randomness; the noise is drawn on its device
+                 generator:torch.Generator|None=None, # source of randomness, drawn on its device
                  device=None,                         # where the result goes
                  dtype:torch.dtype|None=None,         # its type
                 )->Tensor:                            # Gumbel(0,1) noise
     "Independent Gumbel(0,1) noise, g of Eqs. 11 and 13."
-    u = torch.rand(shape, generator=generator, device=device if generator is None else generator.device, dtype=dtype)
-    return u.clamp_(min=torch.finfo(u.dtype).tiny).log_().neg_().log_().neg_().to(device)   # -log(-log u)
+    source = device if generator is None else generator.device
+    u = torch.rand(shape, generator=generator, device=source, dtype=dtype)
+    u = u.clamp_(min=torch.finfo(u.dtype).tiny)
+    return u.log_().neg_().log_().neg_().to(device)     # -log(-log u)
 
-# %% ../nbs/04_sorting.ipynb #b6ead8dc
+# %% ../nbs/04_sorting.ipynb #1d65683c
 def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
                  noise:Tensor|None,    # Gumbel noise, same shape; None adds none
                  kind:str='gumbel',    # 'gumbel': a + T*g, 'log-gumbel': log a + T*g, 'none': a
@@ -42,21 +54,34 @@ def noisy_scores(scores:Tensor,        # non-negative scores, (..., n)
     "The scores as they enter the sort of Eqs. 11 and 13."
     if kind not in ('gumbel','log-gumbel','none'):
         raise ValueError(f"noise: got {kind!r}, allowed 'gumbel', 'log-gumbel', 'none'")
-    if kind=='log-gumbel': scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-    return scores if noise is None or kind=='none' else scores+temperature*noise
+    if kind=='log-gumbel':
+        scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+    if noise is None or kind=='none':
+        return scores
+    return scores+temperature*noise
 
-# %% ../nbs/04_sorting.ipynb #62c53bec
-def soft_permutation(scores:Tensor,     # what is sorted, (B,n)
-                     tau:float=0.1,     # softness, in standard deviations of the scores
-                     valid:Tensor|None=None, # which elements take part, bool (B,n); others stand last, weight 0
-                    )->Tensor:          # relaxed permutation, rows are places, (B,n,n)
+# %% ../nbs/04_sorting.ipynb #950542fc
+def soft_permutation(scores:Tensor,   # what is sorted, (B,n)
+                     tau:float=0.1,   # softness, in standard deviations of the scores
+                     padding_mask:Tensor|None=None,
+                     # True: takes part, bool (B,n); others stand last
+                    )->Tensor:        # relaxed permutation, rows are places, (B,n,n)
     "SoftSort: a differentiable stand-in for the matrix of the descending order."
-    live = scores.detach() if valid is None else scores.detach()[valid]
-    s = scores if valid is None else scores.masked_fill(~valid, 2*live.min()-live.max()-1)     # below all others
-    top = s.gather(-1, descending_order(s.detach()))
-    n = s.shape[-1] if valid is None else valid.sum(-1, keepdim=True)
-    w = torch.ones_like(s) if valid is None else valid.to(s)
-    mu = (s.detach()*w).sum(-1, keepdim=True)/n
-    std = (((s.detach()-mu)**2*w).sum(-1, keepdim=True)/n).sqrt().clamp(min=torch.finfo(s.dtype).tiny**.5)
-    D = -(top[:,:,None]-s[:,None,:]).abs()/(tau*std[...,None])
-    return (D if valid is None else D.masked_fill(~valid[:,None], float('-inf'))).softmax(-1)
+    if not tau > 0:
+        raise ValueError(f'tau: got {tau!r}, allowed numbers above 0')
+    if padding_mask is None:
+        padding_mask = torch.ones_like(scores, dtype=torch.bool)
+    elif not padding_mask.any(-1).all():
+        raise ValueError('padding_mask: got a row without a real token, allowed one or more')
+    fixed = scores.detach()                                    # order and scale pass no gradient
+    lowest = fixed.masked_fill(~padding_mask, math.inf).min()
+    highest = fixed.masked_fill(~padding_mask, -math.inf).max()
+    s = scores.masked_fill(~padding_mask, 2*lowest-highest-1)  # padding below all others
+    sorted_s = s.gather(-1, descending_order(s.detach()))
+
+    count = padding_mask.sum(-1, keepdim=True)
+    mean = (s.detach()*padding_mask).sum(-1, keepdim=True)/count
+    square = (s.detach()-mean)**2*padding_mask
+    std = (square.sum(-1, keepdim=True)/count).sqrt().clamp(min=torch.finfo(s.dtype).tiny**.5)
+    distance = (sorted_s[:,:,None]-s[:,None,:]).abs()/(tau*std[...,None])
+    return (-distance).masked_fill(~padding_mask[:,None], -math.inf).softmax(-1)
