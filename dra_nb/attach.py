@@ -24,9 +24,11 @@ def towers(
         raise ValueError(f'model: got {kind}, allowed are CLIPs of open_clip with vision transformers')
     return dict(image=image_tower(model), text=text_tower(model))
 
-# %% ../nbs/19_attach.ipynb #fb0a53d3
+# %% ../nbs/19_attach.ipynb #a3dbaf12
 class Beside(nn.Module):
     "A module beside a frozen one; `forward` returns what is added to the frozen one's output."
+    reads_padding = False         # does it use statistics over padding while it trains?
+
     def __init__(self):
         super().__init__()
         self.tower = None         # 'image' or 'text', once attached
