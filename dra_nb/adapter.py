@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['adapter_update', 'scale_gradient', 'scale_value', 'AdapterConfig', 'Adapter']
 
-# %% ../nbs/02_adapter.ipynb #463627df
-import math
+# %% ../nbs/02_adapter.ipynb #32b8a4e9
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
+from .attach import PLACES, Beside
+from .checks import check_choice, check_choices, check_number
 
 # %% ../nbs/02_adapter.ipynb #fea69946
 def adapter_update(x:Tensor,           # input of the frozen module, (B,N,d)
@@ -25,13 +26,17 @@ def adapter_update(x:Tensor,           # input of the frozen module, (B,N,d)
     y = F.linear(F.relu(F.linear(x, W_d.mT, b_d)), W_u.mT, b_u)
     return s*(F.relu(y) if outer_relu else y)
 
-# %% ../nbs/02_adapter.ipynb #d06c9e3f
+# %% ../nbs/02_adapter.ipynb #46ce9eb7
 class _ScaleGradient(torch.autograd.Function):
     "Identity forward, gradient times `factor` backward."
     @staticmethod
-    def forward(ctx, x, factor): ctx.factor = factor; return x.view_as(x)
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
     @staticmethod
-    def backward(ctx, grad): return grad*ctx.factor, None
+    def backward(ctx, grad):
+        return grad*ctx.factor, None
 
 # %% ../nbs/02_adapter.ipynb #008e5c7e
 def scale_gradient(x:Tensor,     # any tensor
@@ -40,13 +45,16 @@ def scale_gradient(x:Tensor,     # any tensor
     "Identity whose gradient is multiplied by `factor`."
     return _ScaleGradient.apply(x, factor)
 
-# %% ../nbs/02_adapter.ipynb #aacad844
+# %% ../nbs/02_adapter.ipynb #7a55af1a
 class _ScaleValue(torch.autograd.Function):
     "Values times `factor` forward, gradient unchanged backward."
     @staticmethod
-    def forward(ctx, x, factor): return x*factor
+    def forward(ctx, x, factor):
+        return x*factor
+
     @staticmethod
-    def backward(ctx, grad): return grad, None
+    def backward(ctx, grad):
+        return grad, None
 
 # %% ../nbs/02_adapter.ipynb #f7790929
 def scale_value(x:Tensor,     # any tensor
@@ -55,89 +63,88 @@ def scale_value(x:Tensor,     # any tensor
     "`factor*x` whose gradient passes as if `factor` were 1."
     return _ScaleValue.apply(x, factor)
 
-# %% ../nbs/02_adapter.ipynb #c0d8ef33
-def _choice(name, given, allowed):
-    if not any(type(given) is type(o) and given==o for o in allowed):
-        raise ValueError(f'{name}: got {given!r}, allowed {", ".join(map(repr, allowed))}')
-
-def _number(name, given, ok, allowed, kind=(int,float)):
-    if isinstance(given, bool) or not isinstance(given, kind) or not math.isfinite(given) or not ok(given):
-        raise ValueError(f'{name}: got {given!r}, allowed {allowed}')
-
-# %% ../nbs/02_adapter.ipynb #880cd4e2
-def _check_adapter(c):
-    for n in ('rank','start'): _number(n, getattr(c, n), lambda v: v >= 1, 'whole numbers from 1', int)
-    _number('scale', c.scale, lambda v: v >= 0, 'finite numbers from 0')
-    _choice('place', c.place, ('attention','mlp','block'))
-    _choice('gradient', c.gradient, ('plain','rescaled'))
-    _choice('init', c.init, ('kaiming','zero_up'))
-    _choice('outer_relu', c.outer_relu, (True,False))
-    if not c.towers or len(set(c.towers)) < len(c.towers):
-        raise ValueError(f"towers: got {c.towers!r}, allowed one or both of 'image', 'text'")
-    for t in c.towers: _choice('towers', t, ('image','text'))
-    if c.init=='zero_up' and c.outer_relu:
-        raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns (relu'(0)=0); allowed with outer_relu=False")
-
-# %% ../nbs/02_adapter.ipynb #a46e5a6f
+# %% ../nbs/02_adapter.ipynb #98090e69
 @dataclass(frozen=True)
 class AdapterConfig:
     "Settings of the plain adapter (Eq. 8); the defaults are the paper's."
-    rank:int = 32                 # width r of the bottleneck
-    scale:float = 0.001           # s of Eq. 8
-    start:int = 5                 # first adapted block h, counted from 1; all later ones follow
-    place:str = 'attention'       # module the update stands beside: 'attention', 'mlp' or the whole 'block'
-    gradient:str = 'plain'        # 'plain', or 'rescaled': weights see the gradient as if scale were 1
-    outer_relu:bool = True        # ReLU after W_u, as printed
-    init:str = 'kaiming'          # 'kaiming' (normal, fan-out), or 'zero_up': the same with W_u = 0
+    rank:int = 32             # width r of the bottleneck
+    scale:float = 0.001       # s of Eq. 8
+    start:int = 5             # first adapted block h, counted from 1; all later ones follow
+    place:str = 'attention'   # what the update stands beside: 'attention', 'mlp', the whole 'block'
+    gradient:str = 'plain'    # 'plain', or 'rescaled': weights see the gradient as if scale were 1
+    outer_relu:bool = True    # ReLU after W_u, as printed
+    init:str = 'kaiming'      # 'kaiming' (normal, fan-out), or 'zero_up': the same with W_u = 0
     towers:tuple = ('image','text') # adapted encoders
 
     def __post_init__(self):
-        object.__setattr__(self, 'towers', (self.towers,) if isinstance(self.towers, str) else tuple(self.towers))
-        _check_adapter(self)
+        check_number('rank', self.rank, least=1, most=4096, whole=True)
+        check_number('scale', self.scale, least=0, most=1000)
+        check_number('start', self.start, least=1, whole=True)
+        check_choice('place', self.place, PLACES)
+        check_choice('gradient', self.gradient, ('plain','rescaled'))
+        check_choice('outer_relu', self.outer_relu, (True,False))
+        check_choice('init', self.init, ('kaiming','zero_up'))
+        towers = check_choices('towers', self.towers, ('image','text'))
+        object.__setattr__(self, 'towers', towers)
+        if self.init=='zero_up' and self.outer_relu:
+            raise ValueError("init: got 'zero_up' with outer_relu=True, which never learns "
+                             "(relu'(0)=0), allowed with outer_relu=False")
 
     @classmethod
     def paper(cls):
         "The paper's settings, taken literally."
         return cls()
+
+    @classmethod
+    def likely(cls):
+        "The paper's settings with the gradient rescaled, which its numbers suggest."
+        return cls(gradient='rescaled')
+
     @classmethod
     def recommended(cls):
         "Settings that train: rescaled gradient, no outer ReLU, a larger scale."
         return cls(gradient='rescaled', outer_relu=False, scale=.1)
 
-# %% ../nbs/02_adapter.ipynb #2530b4be
-def _single(y): return y.float() if y.dtype in (torch.float16,torch.bfloat16) else y
-
-def _scaled(y, s, gradient): return scale_value(y, s) if gradient=='rescaled' else y*s
-
-def _add_update(adapter, module, args, output):
-    if not adapter.enabled: return None
-    x = args[0] if adapter.norm is None else getattr(module, adapter.norm)(args[0])
-    out = output[0] if isinstance(output, tuple) else output
-    if torch.is_autocast_enabled(out.device.type): out = _single(out)+adapter(x)
-    else: out = out+adapter(x.to(adapter.W_d.weight.dtype)).to(out.dtype)
-    return (out,*output[1:]) if isinstance(output, tuple) else out
-
-# %% ../nbs/02_adapter.ipynb #9e25ebba
-class Adapter(nn.Module):
-    "The plain adapter (Eq. 8): returns the update, which the caller adds to OP(x)."
+# %% ../nbs/02_adapter.ipynb #6e699556
+class Adapter(Beside):
+    "The plain adapter (Eq. 8): returns the update, which is added to OP(x)."
     def __init__(self, d:int,                          # width of the tokens
                  config:AdapterConfig=AdapterConfig(), # settings
                  generator:torch.Generator|None=None,  # source of the initial weights
                 ):
         super().__init__()
-        self.d, self.config, self.enabled = d, config, True
-        self.tower = self.name = self.norm = None      # once attached: 'image', 'image.5', norm to apply first
-        self._build(config.rank)
-        for m in self.children():
-            nn.init.zeros_(m.bias)
-            nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu', generator=generator)
-        if config.init=='zero_up': nn.init.zeros_(self.W_u.weight)
+        self.d = d
+        self.config = config
+        self.make_layers()
+        for layer in self.children():
+            nn.init.zeros_(layer.bias)
+            nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu',
+                                    generator=generator)
+        if config.init=='zero_up':
+            nn.init.zeros_(self.W_u.weight)
 
-    def _build(self, r): self.W_d, self.W_u = nn.Linear(self.d, r), nn.Linear(r, self.d)
-    def enter(self, x): return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
-    def leave(self, y): return _scaled(_single(y), self.config.scale, self.config.gradient)
-    def add_to(self, module, args, output): return _add_update(self, module, args, output)
-    def extra_repr(self): return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
+    def make_layers(self):
+        self.W_d = nn.Linear(self.d, self.config.rank)
+        self.W_u = nn.Linear(self.config.rank, self.d)
+
+    def scale_in(self, x):
+        "x itself; the gradient that leaves towards earlier blocks is the true one."
+        return scale_gradient(x, self.config.scale) if self.config.gradient=='rescaled' else x
+
+    def scale_out(self, y):
+        "s times the update, in single precision at least."
+        if y.dtype in (torch.float16, torch.bfloat16):
+            y = y.float()
+        if self.config.gradient=='rescaled':
+            return scale_value(y, self.config.scale)
+        return y*self.config.scale
+
     def forward(self, x:Tensor)->Tensor:
-        W = [t for m in (self.W_d,self.W_u) for t in (m.weight.mT,m.bias)]
-        return self.leave(adapter_update(self.enter(x), *W, 1., self.config.outer_relu))
+        W_d = self.W_d
+        W_u = self.W_u
+        y = adapter_update(self.scale_in(x), W_d.weight.mT, W_d.bias, W_u.weight.mT, W_u.bias,
+                           s=1., outer_relu=self.config.outer_relu)
+        return self.scale_out(y)
+
+    def extra_repr(self):
+        return f'd={self.d}, rank={self.config.rank}, scale={self.config.scale}'
