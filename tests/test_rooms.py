@@ -15,7 +15,8 @@ ROOMS = [
     'attach',
     'adapter scoring sorting channels masking regularizer',
     'dra',
-    'data.glyphs data.items data.images data.folders data.public data.check data.download data.load',
+    'data.glyphs data.items data.images data.folders data.public data.check data.download '
+    'data.load',
     'data',
     'recipes',
     'methods.base methods.zero_shot methods.adapter methods.dra methods.coop',
