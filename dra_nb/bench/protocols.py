@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'base_to_new_split', 'cross_split', 'only_classes', 'style_families', 'inner_split', 'Protocol',
            'find_protocol']
 
-# %% ../../nbs/60_protocols.ipynb #f518016f
+# %% ../../nbs/60_protocols.ipynb #31fe60af
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import glyphs
+from ..data import glyphs
 from ..data import REAL, Dataset, base_new, few_shot, few_shot_split
 
 # %% ../../nbs/60_protocols.ipynb #604c74fd
