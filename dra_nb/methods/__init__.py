@@ -1,3 +1,4 @@
-"""The compared methods; importing this package makes all of them known to `dra_nb.training.METHODS`."""
-from . import zero_shot, adapter, dra
-from ..training import METHODS, build_method
+"""The compared methods; importing this package makes all of them known."""
+from . import base, zero_shot, adapter, dra, coop
+from .base import (METHODS, Method, as_method, build_method, find_method, load_method, method_names,
+                   save_method, saved_facts)
