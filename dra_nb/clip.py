@@ -39,11 +39,11 @@ def image_tower(
                          'only open_clip vision transformers (ViT-…) are supported')
     return Tower(v.transformer.resblocks, v.transformer.width, None)
 
-# %% ../nbs/01_clip.ipynb #5cde5149
+# %% ../nbs/01_clip.ipynb #72877eca
 def text_tower(
     model:nn.Module  # an open_clip CLIP
 )->Tower:
-    "The text tower, whether it is part of the model (`CLIP`) or a module of its own (`CustomTextCLIP`)."
+    "The text tower, part of the model (`CLIP`) or a module of its own (`CustomTextCLIP`)."
     t = _text_module(model)
     if not hasattr(t, 'transformer') or not hasattr(t.transformer, 'resblocks'):
         kind = type(t).__name__
@@ -55,7 +55,7 @@ def text_tower(
     return Tower(t.transformer.resblocks, t.transformer.width, t.attn_mask)
 
 def _text_module(model):
-    "What holds the parts of the text tower: the model itself (`CLIP`), or `.text` (`CustomTextCLIP`)."
+    "What holds the parts of the text tower."
     return getattr(model, 'text', model)
 
 # %% ../nbs/01_clip.ipynb #733ca1fd
@@ -134,7 +134,7 @@ def _check_names(classnames):
                              'which stands for a learned place')
     return classnames
 
-# %% ../nbs/01_clip.ipynb #c36c6cb7
+# %% ../nbs/01_clip.ipynb #50d6229c
 def _sentences(model, classnames, template):
     "One sentence a class as tokens (C,N); refuses names that the tokenizer would cut or confuse."
     _check_template(template)
@@ -152,9 +152,9 @@ def _sentences(model, classnames, template):
         sentence = tuple(row[:row.index(max(row))+1])
         other = known.setdefault(sentence, name)
         if other != name:
-            raise ValueError(f'classnames: {other!r} and {name!r} end in one and the same sentence, '
-                             'allowed are names that differ in more than case, underscores, blanks '
-                             'or the form of their Unicode')
+            raise ValueError(f'classnames: {other!r} and {name!r} end in one and the same '
+                             'sentence, allowed are names that differ in more than case, '
+                             'underscores, blanks or the form of their Unicode')
     return tokens[:, :context]
 
 # %% ../nbs/01_clip.ipynb #1761dc1d
@@ -216,11 +216,11 @@ def real_tokens(
     places = torch.arange(tokens.shape[-1], device=tokens.device)
     return places <= tokens.argmax(-1, keepdim=True)
 
-# %% ../nbs/01_clip.ipynb #4a765f43
+# %% ../nbs/01_clip.ipynb #c6384ab8
 def cut_padding(
     tokens:Tensor  # (...,N) int64, zeros after the end of each text
 )->Tensor:         # (...,n), n = the longest text
-    "Drop the columns in which every text is padding: with a causal mask nothing before them changes."
+    "Drop the columns in which every text is padding: a causal mask keeps the rest as it was."
     return tokens[..., :int(tokens.argmax(-1).max())+1]
 
 # %% ../nbs/01_clip.ipynb #3147f40b
@@ -242,7 +242,7 @@ def class_probabilities(
     "Zero-shot classification (Eq. 7)."
     return class_logits(image_features, text_features, logit_scale).softmax(-1)
 
-# %% ../nbs/01_clip.ipynb #5c6764ac
+# %% ../nbs/01_clip.ipynb #5a566e0a
 @dataclass(frozen=True, eq=False)
 class Prompts:
     "Sentences of classes, and which of their places hold learned vectors."
@@ -255,7 +255,8 @@ class Prompts:
         counts = self.slots.sum(-1)
         fewest, most = int(counts.min()), int(counts.max())
         if fewest != most:
-            raise ValueError(f'slots: got {fewest} to {most} in a sentence, allowed are equally many')
+            raise ValueError(f'slots: got {fewest} to {most} in a sentence, '
+                             'allowed are equally many')
         return most
 
     def _derived(self, tokens, slots):
@@ -376,7 +377,7 @@ def overwrite(
         return x
     return before
 
-# %% ../nbs/01_clip.ipynb #bbb5cf6d
+# %% ../nbs/01_clip.ipynb #1f410e9c
 def encode_image(
     model:nn.Module,     # an open_clip CLIP
     images:Tensor,       # (B,3,S,S) normalised
@@ -384,16 +385,17 @@ def encode_image(
     before=None          # before(i, x) gives what enters block i; the extra tokens stand last
 )->Tensor:               # (B,D), not normalised
     "Features of images (Eqs. 1 to 3), with extra tokens and a say in what enters a block."
-    x = run_blocks(image_tower(model).blocks, embed_image(model, images, extra), before=before)
+    tower = image_tower(model)
+    x = run_blocks(tower.blocks, embed_image(model, images, extra), before=before)
     return project_image(model, x)
 
-# %% ../nbs/01_clip.ipynb #f23cd2a4
+# %% ../nbs/01_clip.ipynb #425b8e8e
 def load_clip(
-    name:str,              # 'glyph-clip', or a model name of open_clip such as 'ViT-B-16-quickgelu'
+    name:str,              # 'glyph-clip', or a model of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
     device=None            # 'cpu', 'cuda'; by default cuda where there is one
 )->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .image_size
     "A CLIP model by name: `dra_nb.weights.load_clip`, under the address where it is looked for."
-    # weights is built on this module, so it cannot be imported before this module is complete
+    # weights is built on this module, so it can only be imported once this module is complete
     from dra_nb import weights
     return weights.load_clip(name, pretrained, device)

@@ -6,7 +6,7 @@
 __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'find_device', 'load_clip',
            'weights_digest']
 
-# %% ../nbs/16_weights.ipynb #74b602da
+# %% ../nbs/16_weights.ipynb #6298b97f
 import difflib
 import io
 import logging
@@ -29,9 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .checks import check_number
 from .files import check_weights, file_digest, parse_json, read_tensors, write_tensors
 
-# %% ../nbs/16_weights.ipynb #d21c1bae
+# %% ../nbs/16_weights.ipynb #2a93ed0a
 @dataclass(frozen=True)
 class GlyphClipConfig:
     "The shape of glyph-clip."
@@ -45,13 +46,10 @@ class GlyphClipConfig:
     patch_dropout:float = 0.    # share of image tokens dropped in training (pre-training only)
 
     def __post_init__(self):
+        check_number('patch_dropout', self.patch_dropout, least=0, below=1)
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name == 'patch_dropout':
-                if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                    raise ValueError(f'patch_dropout: got {value!r}, allowed is 0 up to below 1')
-            elif type(value) is not int or value < 1:
-                raise ValueError(f'{f.name}: got {value!r}, allowed are whole numbers from 1')
+            if f.name != 'patch_dropout':
+                check_number(f.name, getattr(self, f.name), least=1, whole=True)
         if self.width % self.head_width:
             raise ValueError(f'head_width: got {self.head_width}, allowed are divisors '
                              f'of the width, {self.width}')
@@ -88,12 +86,12 @@ def _equip(model, name, pretrained, tokenizer, preprocess):
         resize_mode=preprocess.get('resize_mode'), interpolation=preprocess.get('interpolation'))
     return model
 
-# %% ../nbs/16_weights.ipynb #827779c6
+# %% ../nbs/16_weights.ipynb #e80acedf
 def save_glyph_clip(
     model:nn.Module,     # a model of `build_glyph_clip`
     path,                # the safetensors file
     facts:dict,          # what it was trained on, for how long, on what; must hold 'config'
-    tokens:Tensor        # ids of the tokens seen in training: other rows of the embedding are left out
+    tokens:Tensor        # ids of the tokens seen in training: other rows are left out
 )->Path:                 # the file
     "Half-precision weights with the facts in the metadata, written atomically."
     state = {k: v.half() for k,v in model.state_dict().items()}
@@ -120,12 +118,12 @@ def glyph_clip_facts(
         raise ValueError(wrong)
     return facts
 
-# %% ../nbs/16_weights.ipynb #5d0de852
+# %% ../nbs/16_weights.ipynb #103da881
 def _glyph_clip_file():
     return Path(str(files('dra_nb')/'assets'/'glyph-clip.safetensors'))
 
 def _glyph_clip_shape(path, state):
-    "The config in a file of glyph-clip; refuses one that is not the shape of the tensors beside it."
+    "The config in a file of glyph-clip; refuses one that does not fit the tensors beside it."
     shape = {**glyph_clip_facts(path)['config']['model'], 'patch_dropout': 0.}
     try:
         config = GlyphClipConfig(**shape)
@@ -149,7 +147,8 @@ def _all_tokens(rows, ids, path):
     vocabulary = open_clip.tokenizer.SimpleTokenizer().vocab_size
     ids = ids.long().flatten()
     if len(ids) != len(rows) or not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(f'weights: {path} holds token_ids that do not fit its token_embedding.weight')
+        raise ValueError(f'weights: {path} holds token_ids that do not fit the rows of '
+                         'token_embedding.weight')
     table = rows.mean(0).repeat(vocabulary, 1)
     table[ids] = rows
     return table
@@ -167,7 +166,8 @@ def _load_glyph_clip(path):
         state[key] = _all_tokens(state[key], ids, path)
         model.load_state_dict(state)
     except (KeyError, RuntimeError) as e:
-        raise ValueError(f'weights: {path} is no complete file of glyph-clip ({_reason(e)})') from None
+        said = _reason(e)
+        raise ValueError(f'weights: {path} is no complete file of glyph-clip ({said})') from None
     return model
 
 def _reason(e):
@@ -244,10 +244,10 @@ def _check_activation(name, quick, what, tag=None):
     raise ValueError(f'name: {name!r} computes {kinds[not quick]}, but {what} was trained '
                      f'with {kinds[quick]}; {advice}')
 
-# %% ../nbs/16_weights.ipynb #26600628
+# %% ../nbs/16_weights.ipynb #52ff7117
 @lru_cache(maxsize=1)
 def _published():
-    "File name → (SHA-256 or its first digits, QuickGELU?) of published weights, read off open_clip's addresses."
+    "File name → (SHA-256 or its first digits, QuickGELU?), read off open_clip's addresses."
     known = {}
     for name,tag in open_clip.list_pretrained():
         url = open_clip.get_pretrained_url(name, tag)
@@ -259,12 +259,13 @@ def _published():
     return known
 
 def _quick_by_hash(path):
-    "Was the file trained with QuickGELU (None: not a published file)? Refuses other contents under a published name."
+    "Was a published file trained with QuickGELU (None: not published)? Refuses changed ones."
     expected, _ = _published().get(path.name, ('', None))
     digest = file_digest(path)
     if not digest.startswith(expected):
-        raise ValueError(f'pretrained: {path} has SHA-256 {digest[:16]}…, the published {path.name} '
-                         f'has {expected[:16]}…; download it again, or rename it if it is your own')
+        raise ValueError(f'pretrained: {path} has SHA-256 {digest[:16]}…, the published '
+                         f'{path.name} has {expected[:16]}…; download it again, or rename it '
+                         'if it is your own')
     for sha,quick in _published().values():
         if digest.startswith(sha):
             return quick
@@ -290,12 +291,12 @@ class _Node:
         visit(self, '')
         return found
 
-# %% ../nbs/16_weights.ipynb #0a4a0560
+# %% ../nbs/16_weights.ipynb #252b174d
 class _Archive(pickle.Unpickler):
     "Reads the tensors of a TorchScript archive and knows no function but its own two."
-    kinds = dict(HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16, FloatStorage=torch.float32,
-                 DoubleStorage=torch.float64, LongStorage=torch.int64, IntStorage=torch.int32,
-                 BoolStorage=torch.bool)
+    kinds = dict(HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16,
+                 FloatStorage=torch.float32, DoubleStorage=torch.float64,
+                 LongStorage=torch.int64, IntStorage=torch.int32, BoolStorage=torch.bool)
 
     def __init__(self, archive, root):
         self.archive = archive
@@ -344,7 +345,7 @@ def _openai_tensors(path):
             return None
         return _Archive(z, root).load().tensors()
 
-# %% ../nbs/16_weights.ipynb #66c16736
+# %% ../nbs/16_weights.ipynb #17ad4a5a
 _MARKS = ('input_resolution', 'context_length', 'vocab_size')   # found in OpenAI's checkpoints only
 
 def _state_of(path):
@@ -384,7 +385,8 @@ def _from_file(name, path):
     try:
         archive = _openai_tensors(path)
     except Exception as e:
-        raise ValueError(f'pretrained: {path} is no readable TorchScript archive ({_reason(e)})') from e
+        said = _reason(e)
+        raise ValueError(f'pretrained: {path} is no readable TorchScript archive ({said})') from e
     if archive is not None and all(mark in archive for mark in _MARKS):
         quick = True
     if quick is not None:
@@ -409,7 +411,7 @@ def _from_file(name, path):
             raise ValueError(f'pretrained: {path} cannot be read as weights of {name} '
                              f'({_reason(e)})') from e
 
-# %% ../nbs/16_weights.ipynb #479007d3
+# %% ../nbs/16_weights.ipynb #f4e3e48d
 def _hub_answers():
     "Is the hub there? One try."
     if constants.HF_HUB_OFFLINE:
@@ -422,7 +424,7 @@ def _hub_answers():
 
 @contextmanager
 def _one_try():
-    "Without a network the hub looks into its cache and no further; whatever fails says so once, in the end."
+    "Without a network the hub looks into its cache and no further, and is silent about it."
     offline = constants.HF_HUB_OFFLINE
     disabled = logging.root.manager.disable
     constants.HF_HUB_OFFLINE = not _hub_answers()
@@ -441,15 +443,15 @@ def _fetch(name, tag):
     except (OSError, RuntimeError, ValueError) as e:
         cfg = open_clip.get_pretrained_cfg(name, tag)
         source = cfg.get('hf_hub') or cfg.get('url')
-        raise ValueError(f'pretrained: the weights {tag!r} of {name} could not be fetched from {source}; '
-                         'without a network, copy a weights file here and give its path as '
-                         f"pretrained, or use 'glyph-clip' ({_reason(e)})") from e
+        raise ValueError(f'pretrained: the weights {tag!r} of {name} could not be fetched from '
+                         f'{source}; without a network, copy a weights file here and give its '
+                         f"path as pretrained, or use 'glyph-clip' ({_reason(e)})") from e
     check_weights(model.state_dict(), f'pretrained: {tag!r} of {name}')
     return model
 
-# %% ../nbs/16_weights.ipynb #6e1ee0f8
+# %% ../nbs/16_weights.ipynb #37aa8905
 def find_device(
-    device=None      # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; by default cuda where there is one
+    device=None      # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; by default cuda, then cpu
 )->torch.device:
     "A device that is there, or one line that says which are."
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -464,13 +466,13 @@ def find_device(
         raise ValueError(f'device: got {str(device)!r}, there are here: {", ".join(there)}')
     return torch.device(device)
 
-# %% ../nbs/16_weights.ipynb #c84f408d
+# %% ../nbs/16_weights.ipynb #76ffa32c
 def load_clip(
-    name:str,              # 'glyph-clip', or a model name of open_clip such as 'ViT-B-16-quickgelu'
+    name:str,              # 'glyph-clip', or a model of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
     device=None            # 'cpu', 'cuda'; by default cuda where there is one
-)->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .image_size, .mean, .std
-    "A CLIP model by name: the embedded one, or any of open_clip's; without `pretrained` its weights are random."
+)->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .mean, .std
+    "A CLIP model by name; one of open_clip's without `pretrained` has random weights."
     device = find_device(device)
     if name == 'glyph-clip':
         path = Path(pretrained) if pretrained else _glyph_clip_file()
