@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(o for o in (ROOT/'dra_nb').rglob('*.py') if o.name != '_modidx.py')
 DEV = {'nbdev', 'execnb', 'fastcore', 'ghapi', 'IPython', 'jupyterlab', 'pytest', 'smalldocs',
        'selenium', 'setuptools', 'ipywidgets'}
+# Libraries that we require need these in turn.
+NEEDED = {'fastcore', 'setuptools'}
 # The explorer of token ranks asks for its controls when it is opened, in a checkout.
 LAZY = {'visualization.py': {'ipywidgets'}}
 SPELLED = {'open_clip_torch': 'open_clip', 'pillow': 'PIL'}
@@ -73,7 +75,7 @@ def test_modules_import_without_development_tools():
     names = [o.removesuffix('.__init__') for o in names]
     code = f'''
 import importlib, sys
-sys.modules.update(dict.fromkeys({sorted(DEV - {'setuptools'})}))
+sys.modules.update(dict.fromkeys({sorted(DEV - NEEDED)}))
 for name in {names}:
     importlib.import_module(name)
 '''
