@@ -1,0 +1,54 @@
+"What several test files need: tiny CLIPs with fixed weights, and a folder of images."
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip
+
+
+def tiny_clip(layers=4, seed=0):
+    "A CLIP of glyph-clip's kind, four blocks a tower, 32 pixels, random weights."
+    torch.manual_seed(seed)
+    shape = GlyphClipConfig(embed_dim=32, width=32, layers=layers, head_width=16, context=20, image_size=32)
+    return build_glyph_clip(shape).eval()
+
+
+def tiny_open_clip(kind=open_clip.CLIP, seed=0):
+    "One of open_clip's two model classes, twelve blocks a tower, with what `load_clip` adds."
+    torch.manual_seed(seed)
+    image = dict(image_size=32, patch_size=16, width=48, layers=12, head_width=16)
+    text = dict(context_length=77, width=32, heads=2, layers=12)
+    model = kind(32, image, text, quick_gelu=True).eval()
+    model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    model.image_size, model.mean, model.std = 32, (.5,)*3, (.25,)*3
+    model.clip_name, model.clip_pretrained, model.preprocess = 'tiny', None, None
+    return model
+
+
+def meta_clip(name='ViT-B-16-quickgelu'):
+    "A published CLIP without memory, on the `meta` device."
+    config = open_clip.get_model_config(name)
+    with torch.device('meta'):
+        model = open_clip.CLIP(**config)
+    model.tokenizer = open_clip.get_tokenizer(name)
+    model.image_size, model.mean, model.std = 224, (.5,)*3, (.25,)*3
+    model.clip_name, model.clip_pretrained = name, None
+    return model
+
+
+def save_images(folder, n=6, start=0, size=(48, 40)):
+    "n random pictures as PNG files in a folder."
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start+n):
+        pixels = np.random.RandomState(i).randint(0, 255, (size[1], size[0], 3), dtype='uint8')
+        Image.fromarray(pixels).save(folder/f'{i}.png')
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    "A folder of four classes with six pictures each."
+    for k,name in enumerate(('cat', 'cow', 'dog', 'fox')):
+        save_images(tmp_path/'own'/name, 6, 10*k)
+    return tmp_path/'own'

@@ -1,0 +1,228 @@
+"""What every compared method must keep, whatever it does: one table of methods, one list of properties.
+
+A new method is one more row; nothing here knows what a method computes."""
+import copy
+
+import open_clip
+import pytest
+import torch
+from torch.testing import assert_close
+
+from conftest import meta_clip, tiny_open_clip
+from dra_nb.data import Item
+from dra_nb.data.items import Dataset
+from dra_nb.evaluation import accuracy
+from dra_nb.methods import METHODS, build_method, load_method, saved_facts
+from dra_nb.recipes import TrainConfig
+from dra_nb.training import fit
+
+NAMES = ['cat', 'fire engine', 'dog', 'high-speed train', 'cow']
+OTHERS = ['bus', 'sailing boat', 'tram']
+TEMPLATE = 'a photo of a {}.'
+
+# name → (learning rate of the short training, trained tensors that may stay without a gradient)
+TRAINED = {
+    'adapter': (.5, ()),
+    'dra': (.5, ('W_t', 'W_c')),          # a hard order passes no gradient to the scores
+    'dra-paper': (500., ('W_t', 'W_c')),
+    'coop': (.05, ()),
+}
+ALL = ['zero-shot', *TRAINED]
+
+# trained numbers on ViT-B/16, as the papers or their code have them
+PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048}
+
+
+@pytest.fixture(scope='module')
+def images():
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope='module')
+def shots():
+    "Eight drawings of five classes, whatever they show."
+    items = [Item(f'glyphs://vehicles/train/{i}', i % 5, NAMES[i % 5]) for i in range(8)]
+    return Dataset(items, [], items, NAMES, TEMPLATE, 'toy')
+
+
+def built(name, seed=1, kind=open_clip.CLIP):
+    method = build_method(name, tiny_open_clip(kind), seed)
+    return method.eval()
+
+
+def short_training(method, shots, name, seed=1, **kwargs):
+    lr, _ = TRAINED[name]
+    return fit(method, shots, TrainConfig(epochs=3, batch_size=4, lr=lr), seed, bar=False, **kwargs)
+
+
+@torch.no_grad()
+def logits(method, images, names=NAMES, seen=True):
+    with method.testing(names, TEMPLATE, seen):
+        return method.logits(images)
+
+
+def test_table_is_complete():
+    "A method that is registered is held to the contract."
+    assert {name.split('-paper')[0] for name in ALL} == set(METHODS)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_training(name, shots, images):
+    "Only declared parameters change; each gets a gradient or is excused; the CLIP stays to the bit."
+    method = built(name)
+    frozen = {n: p.detach().clone() for n,p in method.model.named_parameters() if not p.requires_grad}
+    before = {n: p.detach().clone() for n,p in method.trained().items()}
+    untrained = logits(method, images)
+    history = short_training(method, shots, name)
+    assert [h['epoch'] for h in history] == [1, 2, 3] and all(h['loss'] > 0 for h in history)
+    now = dict(method.model.named_parameters())
+    assert frozen and all(torch.equal(now[n], p) for n,p in frozen.items())
+    excused = TRAINED[name][1]
+    for n,p in method.trained().items():
+        may_stay = any(part in excused for part in n.split('.'))
+        assert may_stay or p.grad is not None, f'{n} got no gradient'
+        assert torch.equal(p, before[n]) == may_stay, n
+    assert not torch.equal(logits(method, images), untrained)
+    assert not method.training
+
+
+@pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize('name', ALL)
+def test_removal_is_exact(name, kind, images):
+    "Names, flags and outputs of the CLIP are afterwards what they were."
+    model = tiny_open_clip(kind)
+    names, flags = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    with torch.no_grad():
+        expected = model.encode_image(images)
+    method = build_method(name, model)
+    assert not any(p.requires_grad for n,p in model.named_parameters() if n in names)
+    method.remove()
+    assert list(model.state_dict()) == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(images), expected)
+    build_method(name, model)                                  # and once more
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
+    "Equal logits to the bit; settings and facts come back; one file is all that counts."
+    method = built(name)
+    short_training(method, shots, name)
+    method.save(tmp_path, dict(classnames=NAMES, template=TEMPLATE))
+    facts = saved_facts(tmp_path)
+    assert facts['classnames'] == NAMES and facts['method'] == METHODS[facts['method']].name
+    (tmp_path/'run.json').unlink()
+    loaded = load_method(tmp_path, tiny_open_clip())
+    assert torch.equal(logits(loaded, images), logits(method, images))
+    assert loaded.config == method.config
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, images):
+    method = built(name)
+    method.save(tmp_path)
+    torch.manual_seed(0)
+    image = dict(image_size=32, patch_size=16, width=64, layers=12, head_width=16)
+    text = dict(context_length=77, width=64, heads=4, layers=12)
+    wide = open_clip.CLIP(32, image, text).eval()
+    wide.tokenizer = method.model.tokenizer
+    flags = [p.requires_grad for p in wide.parameters()]
+    names = list(wide.state_dict())
+    with pytest.raises(ValueError, match='needed is') as e:
+        load_method(tmp_path, wide)
+    assert '\n' not in str(e.value)
+    assert list(wide.state_dict()) == names and [p.requires_grad for p in wide.parameters()] == flags
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_logits_do_not_depend_on_the_batch(name, images):
+    method = built(name)
+    whole = logits(method, images)
+    with method.testing(NAMES, TEMPLATE), torch.no_grad():
+        parts = torch.cat([method.logits(images[:3]), method.logits(images[3:])])
+    assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_new_class_names_after_training(name, shots, images):
+    method = built(name)
+    short_training(method, shots, name)
+    new = logits(method, images, OTHERS, seen=False)
+    assert new.shape == (8, 3) and new.isfinite().all()
+    swapped = logits(method, images, OTHERS[::-1], seen=False)
+    assert_close(swapped.flip(1), new, atol=1e-4, rtol=1e-4)      # a class is its name, not its place
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_seeds(name, shots):
+    "One seed repeats to the bit, two differ."
+    def weights(seed):
+        method = built(name, seed)
+        short_training(method, shots, name, seed)
+        return torch.cat([p.detach().flatten() for p in method.trained().values()])
+    first = weights(1)
+    assert torch.equal(weights(1), first) and not torch.equal(weights(2), first)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_looking_leaves_no_trace(name, shots, images):
+    "Evaluating in the middle of training, on other classes, changes nothing."
+    method = built(name).train()
+    method.set_classes(NAMES, TEMPLATE)
+    modes = [m.training for m in method.modules()]
+    prompts = method.prompts
+    accuracy(method, shots.test, NAMES)
+    logits(method, images, OTHERS, seen=False)
+    assert [m.training for m in method.modules()] == modes and method.prompts is prompts
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_both_model_classes(name, images):
+    "open_clip keeps the text tower in the model or in a module of its own."
+    one = built(name)
+    two = built(name, kind=open_clip.CustomTextCLIP)
+    state = {k: v for k,v in one.model.state_dict().items()}
+    own = {k: v for k,v in two.model.state_dict().items()}
+    renamed = {k: state[k] if k in state else state[k.removeprefix('text.')] for k in own}
+    two.model.load_state_dict(renamed)
+    assert_close(logits(two, images), logits(one, images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name, count', PUBLISHED.items())
+def test_published_number_of_parameters(name, count):
+    method = build_method(name, meta_clip())
+    assert sum(p.numel() for p in method.trained().values()) == count
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_another_backbone(name):
+    "Widths come from the model: ViT-L/14, without memory."
+    method = build_method(name, meta_clip('ViT-L-14-quickgelu'))
+    assert sum(p.numel() for p in method.trained().values()) > 0
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_recipes_are_functions_of_names(name):
+    "For every protocol and kind of CLIP, without a model."
+    cls = METHODS[name]
+    for protocol in ('base-to-new', 'cross'):
+        for clip in ('glyph-clip', 'ViT-B-16-quickgelu'):
+            for dataset in ('vehicles', 'general', 'oxford_pets', 'imagenet', 'my pictures'):
+                config, train = cls.recipe(protocol, dataset, clip)
+                assert isinstance(train, TrainConfig)
+                assert cls.Config is None or isinstance(config, cls.Config)
+                assert cls.recipe(protocol, dataset, clip) == (config, train)
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_copies_are_independent(name, images):
+    method = built(name)
+    twin = copy.deepcopy(method)
+    before = logits(method, images)
+    assert torch.equal(logits(twin, images), before)
+    with torch.no_grad():
+        for p in twin.trained().values():
+            p.add_(.5)
+    assert torch.equal(logits(method, images), before)
+    assert not torch.equal(logits(twin, images), before)
