@@ -112,6 +112,8 @@ LINK = re.compile(r'<a href="([\w.]+\.html)#([^"]+)"([^>]*)>(.*?)</a>', re.S)
 MATH = re.compile(r'<span class="math display">.*?</span>', re.S)
 MORE = r'(?:(?:–|-|, | and | to )\d+)*'
 EQUATION = re.compile(rf'\bEq(?:\.|uation) ?\d+|\bEq(?:s\.|uations) ?\d+{MORE}')
+# warnings about what is there for Quarto or nbdev, and of links by nbdev that `settle` sees to
+EXPECTED = re.compile('html-math-method|output-file|skip_exec|skip_showdoc|broken link /')
 UNLINKED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'h4', 'nav', 'pre', 'script', 'summary'}
 
 
@@ -233,9 +235,7 @@ def build(out='_docs', root=ROOT, workers=2):
     finish(site.out, [path.name for path in proc.glob('*.ipynb')])
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(site.out, out)
-    # for Quarto or nbdev, and links of nbdev that `settle` has seen to
-    expected = ('html-math-method', 'output-file', 'skip_exec', 'skip_showdoc', 'broken link /')
-    return out, [line for line in site.warnings if not any(known in line for known in expected)]
+    return out, [line for line in site.warnings if not EXPECTED.search(line)]
 
 
 def main(words):
