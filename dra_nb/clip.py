@@ -109,13 +109,13 @@ def image_features(
     "Equations 1 to 3 in one call."
     return project_image(model, run_blocks(image_tower(model).blocks, embed_image(model, images)))
 
-# %% ../nbs/01_clip.ipynb #ada94537
+# %% ../nbs/01_clip.ipynb #81ede87d
 _STAR = '*'   # stands for a learned place in a template
 
 def _check_template(template):
     "Refuse a template that does not hold one place for the class name."
-    braces = re.findall('[{}]', template)
-    if template.count('{}') != 1 or len(braces) != 2:
+    braces = re.findall('[{}]', template) if isinstance(template, str) else []
+    if len(braces) != 2 or '{}' not in template:
         raise ValueError(f'template: got {template!r}, it must hold exactly one {{}} '
                          'for the class name and no other braces')
 

@@ -1,204 +1,286 @@
-"What a notebook cannot show well about loading a CLIP: every kind of file, damaged and hostile ones, no network, every pair of name and tag, odd images."
-import json, os, random, subprocess, sys, zipfile
+"What page 01 cannot show well: odd templates and names, odd contexts, every kind of model and precision."
+import itertools
 
-import numpy as np, open_clip, pytest, torch
-from PIL import Image
-from torch import nn
+import open_clip
+import pytest
+import torch
+from open_clip import IMAGENET_CLASSNAMES
+from torch.nn import functional as F
 from torch.testing import assert_close
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from dra_nb import clip as C
-from dra_nb.clip import cut_padding, embed_image, embed_text, image_features, image_tower, load_clip, text_features, text_tower
-from dra_nb.data import centre_crop, open_image
+from dra_nb.clip import (Prompts, cut_padding, embed_image, embed_text, encode_image, encode_text,
+                         fill, image_features, image_tower, make_prompts, overwrite, real_tokens,
+                         run_blocks, text_features, text_tower, tokenize, word_embeddings)
 
-SHAPE = dict(embed_dim=20, vision_cfg=dict(image_size=32, patch_size=8, width=64, layers=2, head_width=32), text_cfg=dict(context_length=16, width=48, heads=3, layers=3))
-MARKS = dict(input_resolution=32, context_length=16, vocab_size=49408)
+VISION = dict(image_size=32, patch_size=8, width=64, layers=3, head_width=32)
+TEXT = dict(context_length=24, width=48, heads=3, layers=4)
+NAMES = ['cat', 'fire engine', 'high-speed_train', 'cow']
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
-@pytest.fixture(scope='module', autouse=True)
-def names(tmp_path_factory):
-    "A small model under names of its own, with and without QuickGELU."
-    d = tmp_path_factory.mktemp('configs')
-    (d/'small.json').write_text(json.dumps(SHAPE)); (d/'small-quickgelu.json').write_text(json.dumps(SHAPE | dict(quick_gelu=True)))
-    open_clip.add_model_config(d)
+def build(kind=open_clip.CLIP, text=TEXT, **more):
+    torch.manual_seed(0)
+    model = kind(20, VISION, text, **more).eval()
+    model.tokenizer = open_clip.get_tokenizer('ViT-B-16', context_length=text['context_length'])
+    return model
 
 @pytest.fixture(scope='module')
 def model():
-    torch.manual_seed(0)
-    return open_clip.CLIP(**SHAPE, quick_gelu=True).eval()
+    return build()
 
-def tree(state):
-    "A module with the given state dict."
-    root = nn.Module()
-    for key,v in state.items():
-        *path, leaf = key.split('.'); m = root
-        for part in path: m = m._modules.setdefault(part, nn.Module())
-        m.register_buffer(leaf, v)
-    return root
+# --- S1: prompts ----------------------------------------------------------------------------------
 
-def archive(state, path):
-    torch.jit.script(tree(state)).save(str(path))
-    return path
+@pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize('pool', ['argmax', 'eos', 'last', 'first'])
+def test_plain_prompts_give_what_open_clip_gives(kind, pool):
+    m = build(kind, TEXT | dict(pool_type=pool, eos_id=49407))
+    prompts = make_prompts(m, NAMES, 'a photo of a {}.')
+    assert_close(encode_text(m, prompts), m.encode_text(prompts.tokens))
+    assert_close(prompts.tokens, tokenize(m, NAMES), rtol=0, atol=0)
 
-def openai(model, path): return archive({k: v.half() for k,v in model.state_dict().items()} | {k: torch.tensor(v) for k,v in MARKS.items()}, path)
+@pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
+def test_text_projections_of_every_kind(kind):
+    for more in (dict(proj_type='none', width=20, heads=2), dict(proj_bias=True)):
+        m = build(kind, TEXT | more)
+        prompts = make_prompts(m, NAMES, 'a photo of a {}.')
+        assert_close(encode_text(m, prompts), m.encode_text(prompts.tokens))
 
-def same(a, b, **tolerance):
-    x, t = torch.randn(3, 3, 32, 32), torch.randint(1, 400, (4, 16))
-    with torch.no_grad():
-        assert_close(image_features(a, x), image_features(b, x), **tolerance)
-        assert_close(text_features(a, t), text_features(b, t), **tolerance)
+@pytest.mark.parametrize('template, places', [
+    ('* * * * {}.', [1, 2, 3, 4]), ('**** {}.', [1, 2, 3, 4]), ('****{}.', [1, 2, 3, 4]),
+    ('{} * *.', [2, 3]), ('{}**.', [2, 3]), ('* {} *.', [1, 3]), ('*{}*', [1, 3]),
+    ('* * of a {}.', [1, 2]), ('*, *. {}', [1, 3]), ('a photo of a {}.', [])])
+def test_slots_stand_where_the_stars_are(model, template, places):
+    prompts = make_prompts(model, ['cat', 'dog'], template)
+    assert prompts.slots[0].nonzero()[:, 0].tolist() == places
+    assert prompts.n_slots == len(places)
+    assert prompts.tokens.shape == prompts.slots.shape == (2, 24)
+    assert not (prompts.slots & ~real_tokens(prompts.tokens)).any()
 
-# --- files --------------------------------------------------------------------------------------
+ODD = ['', 'a photo', '{} {}', '{} {x}', '{} {!r}', '{!r}', '{0}', '{:>5}', '{{}}', '{} {{x}}', '{} }',
+       '{ {}', '}{', None, 3, b'{}']
 
-def test_every_kind_of_file_gives_the_same_model(model, tmp_path):
-    from safetensors.torch import save_file
-    state = model.state_dict()
-    torch.save(state, tmp_path/'a.pt')
-    torch.save(dict(epoch=3, name='run', state_dict={f'module.{k}': v for k,v in state.items()}, optimizer=dict(state={}, param_groups=[])), tmp_path/'b.pt')
-    torch.save(state, tmp_path/'c.bin'); save_file({k: v.contiguous() for k,v in state.items()}, tmp_path/'d.safetensors')
-    for f in ('a.pt', 'b.pt', 'c.bin', 'd.safetensors'): same(load_clip('small-quickgelu', tmp_path/f, device='cpu'), model)
-    same(load_clip('small-quickgelu', str(openai(model, tmp_path/'e.pt')), device='cpu'), model, rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize('template', ODD)
+def test_odd_templates_are_refused(model, template):
+    for make in (make_prompts, tokenize):
+        with pytest.raises(ValueError, match='^template: got') as e:
+            make(model, NAMES, template)
+        assert '\n' not in str(e.value)
 
-def test_reader_agrees_with_torch_on_a_traced_program_with_typed_attributes(tmp_path):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.sizes, self.pair, self.name = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7)), [1, 2, 3], (4, 'x'), 'net'
-            self.shared = self.inner[0].weight
-            self.register_buffer('cut', torch.arange(24.).view(4, 6)[1:, ::2]); self.register_buffer('flag', torch.tensor(True))
-            self.list: list[torch.Tensor] = [torch.ones(2)]
-        def forward(self, x): return self.inner(x).relu() + self.cut.sum()*len(self.sizes)
-    for k,program in enumerate((torch.jit.script(Net().eval()), torch.jit.trace(Net().eval(), torch.randn(2, 5)))):
-        program.save(str(tmp_path/f'{k}.pt'))
-        ours, theirs = C._openai_tensors(tmp_path/f'{k}.pt'), torch.jit.load(str(tmp_path/f'{k}.pt')).state_dict()
-        assert set(ours) == set(theirs)
-        for key in ours: assert_close(ours[key], theirs[key], rtol=0, atol=0); assert ours[key].dtype == theirs[key].dtype
+LONG = 'seen on a rainy afternoon in the old harbour of a small town by the sea among many people at a table '
 
-def test_no_code_of_a_file_runs(tmp_path):
-    class Evil:
-        def __reduce__(self): return os.mkdir, (str(tmp_path/'ran'),)
-    torch.save(dict(state_dict=Evil()), tmp_path/'evil.pt')
-    with pytest.raises(ValueError, match='cannot be read as weights'): load_clip('small-quickgelu', tmp_path/'evil.pt')
-    import pickle
-    with zipfile.ZipFile(tmp_path/'evil2.pt', 'w') as z: z.writestr('a/data.pkl', pickle.dumps(Evil(), 2)); z.writestr('a/constants.pkl', b'')
-    with pytest.raises(ValueError, match='it asks for (posix|nt|os).mkdir'): load_clip('small-quickgelu', tmp_path/'evil2.pt')
-    (tmp_path/'evil3.pt').write_bytes(pickle.dumps(Evil(), 2))
-    with pytest.raises(ValueError, match='cannot be read as weights'): load_clip('small-quickgelu', tmp_path/'evil3.pt')
-    assert not (tmp_path/'ran').exists()
+@pytest.mark.parametrize('pair', [
+    ('Cat', 'cat'), ('fire_engine', 'fire engine'), ('Käse', 'Ka\u0308se'), ('cat ', 'cat'),
+    ('cat', '\tcat'), ('fire  engine', 'fire engine'), ('ﬁr', 'fir'), ('ｃat', 'cat'),
+    ('cat&amp;dog', 'cat&dog'), ("cat’s", "cat's"), (LONG+'cat', LONG+'dog')])
+def test_names_that_end_in_one_sentence_are_refused(model, pair):
+    for make, template in itertools.product((make_prompts, tokenize), ('a photo of a {}.', '{}')):
+        with pytest.raises(ValueError, match='^classnames: ') as e:
+            make(model, ['other', *pair], template)
+        assert '\n' not in str(e.value)
+        assert all(repr(name) in str(e.value) for name in pair)
 
-def test_damaged_files_end_in_one_line(model, tmp_path):
-    whole = openai(model, tmp_path/'whole.pt').read_bytes()
-    (tmp_path/'empty.pt').write_bytes(b''); (tmp_path/'text.pt').write_text('not weights'); (tmp_path/'half.pt').write_bytes(whole[:len(whole)//2])
-    (tmp_path/'x.safetensors').write_bytes(whole[:1000])
-    flipped = bytearray(whole); flipped[len(flipped)//2] ^= 255; (tmp_path/'flipped.pt').write_bytes(flipped)
-    with zipfile.ZipFile(tmp_path/'loop.pt', 'w') as z:                          # a module that contains itself, a tensor beyond its bytes
-        z.writestr('a/data.pkl', b'\x80\x02c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00mh\x00sb.'); z.writestr('a/constants.pkl', b'')
-    with zipfile.ZipFile(tmp_path/'beyond.pt', 'w') as z:
-        z.writestr('a/data.pkl', b'\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK\x00K\x63\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRsb.')
-        z.writestr('a/constants.pkl', b''); z.writestr('a/data/0', b'\0'*8)
-    for f in ('empty.pt', 'text.pt', 'half.pt', 'x.safetensors', 'flipped.pt', 'loop.pt', 'beyond.pt'):
-        with pytest.raises(ValueError, match='^pretrained: ') as e: load_clip('small-quickgelu', tmp_path/f, device='cpu')
-        assert '\n' not in str(e.value) and f in str(e.value) and len(str(e.value)) < 500
+def test_names_that_differ_are_not_refused(model):
+    names = ['cat', 'cats', 'c at', "cat's", 'cat-', 'cat, dog', 'cat dog', 'Käse', 'Kase', 'Faces', 'easy faces']
+    assert len(tokenize(model, names).unique(dim=0)) == len(names)
 
-def test_weights_of_another_model_are_refused(model, tmp_path):
-    state = model.state_dict(); torch.save(state, tmp_path/'a.pt')
-    with pytest.raises(ValueError, match='cannot be read as weights of ViT-S-32-alt'): load_clip('ViT-S-32-alt', tmp_path/'a.pt', device='cpu')
-    state.pop('ln_final.weight'); torch.save(state, tmp_path/'b.pt')
-    with pytest.raises(ValueError, match='ln_final.weight'): load_clip('small', tmp_path/'b.pt', device='cpu')
+def test_identical_names_pass_as_in_imagenet():
+    big = build(text=TEXT | dict(context_length=77))
+    tokens = tokenize(big, IMAGENET_CLASSNAMES)
+    assert len(tokens) == 1000 and len(tokens.unique(dim=0)) == 998
 
-def test_published_names_are_checked_by_hash(model, tmp_path):
-    for name in ('ViT-B-16.pt', 'ViT-L-14-336px.pt', 'vit_b_16-laion400m_e32-55e67d44.pt'):
-        with pytest.raises(ValueError, match='download it again'): load_clip('small-quickgelu', openai(model, tmp_path/name), device='cpu')
-    sha = {n: s for n,(s,_) in C._published().items()}
-    assert sha['ViT-B-32.pt'] == '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af'
-    assert sha['ViT-L-14.pt'] == 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836'
-    assert all(set(s) <= set('0123456789abcdef') and len(s) in (8, 64) for s in sha.values())
+@pytest.mark.parametrize('names', ['cat', [], ['cat', ''], ['cat', ' _ '], ['cat', None], ['cat', 3],
+                                   ['cat', 'M*A*S*H'], ['*']])
+def test_what_is_no_list_of_names_is_refused(model, names):
+    for make in (make_prompts, tokenize):
+        with pytest.raises(ValueError, match='^classnames: got') as e:
+            make(model, names, 'a photo of a {}.')
+        assert '\n' not in str(e.value)
 
-# --- activation -----------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', ['＊cat', '&#42; cat', '&ast; cat'])
+def test_stars_in_disguise_are_refused_where_there_are_slots(model, name):
+    with pytest.raises(ValueError, match='^classnames: got'):
+        make_prompts(model, ['dog', name], '* * {}.')
 
-def test_openai_layout_is_refused_under_the_plain_name(model, tmp_path):
-    with pytest.raises(ValueError, match="use the name 'small-quickgelu'"): load_clip('small', openai(model, tmp_path/'any.pt'), device='cpu')
-    no_marks = archive({k: v.half() for k,v in model.state_dict().items()}, tmp_path/'own.pt')        # nothing says whose it is
-    load_clip('small', no_marks, device='cpu')
+def test_sentences_up_to_the_last_token_fit_and_longer_ones_do_not(model):
+    prompts = make_prompts(model, ['cat'], '* '*20 + '{}.')                  # 20 + 2 + start and end
+    assert prompts.tokens[0, -1] == prompts.tokens.max() and prompts.n_slots == 20
+    for template in ('* '*21 + '{}.', 'a '*21 + '{}.'):
+        with pytest.raises(ValueError, match="of 'cat' takes more than 24 tokens"):
+            make_prompts(model, ['cat'], template)
 
-def test_known_contents_are_refused_whatever_the_file_is_called(model, tmp_path, monkeypatch):
-    import hashlib
-    torch.save(model.state_dict(), tmp_path/'x.pt')
-    monkeypatch.setattr(C, '_published', lambda: {'published.pt': (hashlib.sha256((tmp_path/'x.pt').read_bytes()).hexdigest(), True)})
-    with pytest.raises(ValueError, match='was trained with QuickGELU'): load_clip('small', tmp_path/'x.pt', device='cpu')
-    load_clip('small-quickgelu', tmp_path/'x.pt', device='cpu')
+def test_fill_broadcasts_like_a_loop(model):
+    prompts = make_prompts(model, NAMES, '* {} * *.')
+    x = torch.randn(4, 24, 48)
+    for shape in ((3, 48), (1, 3, 48), (4, 3, 48), (5, 1, 3, 48), (5, 4, 3, 48), (2, 5, 1, 3, 48)):
+        context = torch.randn(shape)
+        found = fill(x, prompts.slots, context)
+        lead = torch.broadcast_shapes((4,), shape[:-2])
+        assert found.shape == (*lead, 24, 48)
+        whole, expected = context.expand(*lead, 3, 48), x.expand(*lead, 24, 48).clone()
+        for at in itertools.product(*map(range, lead)):
+            expected[at][prompts.slots[at[-1]]] = whole[at]
+        assert_close(found, expected, rtol=0, atol=0)
 
-def test_every_mismatch_of_name_and_tag_is_refused_before_anything_is_fetched(monkeypatch):
-    def fetch(*a, **k): raise RuntimeError('fetched')
-    monkeypatch.setattr(open_clip, 'create_model', fetch)
-    seen = {True: 0, False: 0}
-    for name,tag in open_clip.list_pretrained():
-        fits = bool(open_clip.get_model_config(name).get('quick_gelu')) == bool(open_clip.get_pretrained_cfg(name, tag).get('quick_gelu'))
-        with pytest.raises(ValueError, match='fetched' if fits else f'^name: .* computes') as e: load_clip(name, tag, device='cpu')
-        assert '\n' not in str(e.value); seen[fits] += 1
-    assert min(seen.values()) > 10
+def test_prompts_of_several_templates_and_their_rows(model):
+    templates = ('{} * *.', '* {} *.', '* * {}.')
+    one = [make_prompts(model, NAMES, t) for t in templates]
+    prompts, context = Prompts.stack(one), torch.randn(3, 1, 2, 48)
+    found = encode_text(model, prompts, context)
+    assert found.shape == (3, 4, 20)
+    for k in range(3):
+        assert_close(found[k], encode_text(model, one[k], context[k, 0]), rtol=1e-4, atol=1e-5)
+    rows = torch.tensor([2, 0])
+    assert_close(encode_text(model, prompts[rows], context[rows]), found[rows], rtol=1e-4, atol=1e-5)
+    assert prompts[rows].n_slots == 2
+    short = prompts.cut_padding()
+    assert short.tokens.shape[-1] < 24
+    assert_close(encode_text(model, short, context), found, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='^slots: got 1 to 2'):
+        encode_text(model, Prompts.stack([one[0], make_prompts(model, NAMES, '* {}.')]), context[:2])
 
-# --- no network -----------------------------------------------------------------------------------
+@pytest.mark.parametrize('shape', [None, (48,), (2, 48), (4, 48), (3, 47), (0, 48), (3, 3, 48), (5, 2, 3, 48)])
+def test_contexts_that_do_not_fit_are_refused(model, shape):
+    prompts = make_prompts(model, NAMES, '* * * {}.')
+    with pytest.raises(ValueError, match='^context: got') as e:
+        encode_text(model, prompts, None if shape is None else torch.randn(shape))
+    assert '\n' not in str(e.value)
 
-def test_without_a_network_one_line_says_what_to_do(tmp_path):
-    "The hub is switched off and its cache empty: open_clip's own attempt, not a stand-in."
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path), 'HUGGINGFACE_HUB_CACHE': str(tmp_path), 'OMP_NUM_THREADS': '1'}
-    code = 'from dra_nb.cli import main; import sys; sys.exit(main())'
-    args = 'evaluate', 'vehicles', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai', '--device', 'cpu'
-    out = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
-    last = out.stderr.strip().splitlines()[-1]
-    assert out.returncode == 2 and 'Traceback' not in out.stderr
-    assert 'without a network, copy a weights file here and give its path as pretrained' in last and 'ViT-B-16-quickgelu' in last
+def test_a_context_for_sentences_without_slots_is_refused(model):
+    with pytest.raises(ValueError, match='^context: got'):
+        encode_text(model, make_prompts(model, NAMES, 'a {}.'), torch.randn(1, 48))
 
-# --- other models ---------------------------------------------------------------------------------
+def test_word_embeddings_start_a_context_where_the_words_stood(model):
+    context = word_embeddings(model, 'a photo of a')
+    learned = encode_text(model, make_prompts(model, NAMES, '* * * * {}.'), context)
+    assert_close(learned, model.encode_text(tokenize(model, NAMES)), rtol=1e-4, atol=1e-5)
 
-def test_vit_b_32_with_random_weights_equals_open_clip():
-    m = load_clip('ViT-B-32-quickgelu', device='cpu')
-    images, tokens = torch.randn(2, 3, 224, 224), m.tokenizer(['a photo of a tram.', 'a cat'])
-    with torch.no_grad():
-        assert_close(image_features(m, images), m.encode_image(images), rtol=1e-4, atol=1e-4)
-        assert_close(text_features(m, cut_padding(tokens)), m.encode_text(tokens), rtol=1e-4, atol=1e-4)
-    assert (m.image_size, m.training, m.clip_name) == (224, False, 'ViT-B-32-quickgelu')
+def test_prompts_of_a_model_without_contents():
+    with torch.device('meta'):
+        m = open_clip.CLIP(20, VISION, TEXT)
+    m.tokenizer = open_clip.get_tokenizer('ViT-B-16', context_length=24)
+    prompts = make_prompts(m, NAMES, '* * {}.')
+    context = torch.empty(5, 1, 2, 48, device='meta')
+    assert encode_text(m, prompts, context).shape == (5, 4, 20)
+    assert encode_image(m, torch.empty(5, 3, 32, 32, device='meta')).shape == (5, 20)
 
-@pytest.mark.parametrize('name, image, text, dim, blocks', [('ViT-L-14-quickgelu', (257, 1024), (77, 768), 768, (24, 12)), ('ViT-B-32', (50, 768), (77, 512), 512, (12, 12)), ('ViT-B-16-plus-240', (226, 896), (77, 640), 640, (12, 12))])
+# --- S2, S3: blocks and extra tokens -----------------------------------------------------------------
+
+def test_before_sees_every_block_once_and_numbers_it(model):
+    x = torch.randn(2, 5, 48)
+    for first in (1, 4):
+        seen = []
+        def before(i, t):
+            seen.append((i, t.shape))
+            return t + i
+        out = run_blocks(text_tower(model).blocks, x, before=before, first=first)
+        assert [i for i,_ in seen] == [first, first+1, first+2, first+3]
+        y = x
+        for i,block in enumerate(text_tower(model).blocks, first):
+            y = block(y + i)
+        assert_close(out, y)
+
+@pytest.mark.parametrize('where', [slice(1, 3), slice(-2, None), [1, 2], [4, 0], torch.tensor([1, 3])])
+def test_overwrite_writes_from_the_second_block_on(where):
+    values, x = torch.randn(3, 2, 8), torch.randn(6, 5, 8)
+    before = overwrite(values, where)
+    for i in (1, 4, 5):
+        assert before(i, x) is x
+    for i in (2, 3):
+        expected = x.clone()
+        expected[:, where] = values[i-1]
+        untouched = x.clone()
+        assert_close(before(i, x), expected)
+        assert_close(x, untouched, rtol=0, atol=0)
+
+def test_overwrite_takes_values_of_every_sample_and_lists(model):
+    values = [torch.randn(6, 2, 8) for _ in range(3)]
+    x = torch.randn(6, 5, 8)
+    assert_close(overwrite(values, slice(1, 3))(3, x)[:, 1:3], values[2])
+
+def test_extra_tokens_are_normalised_have_no_position_and_change_the_feature(model):
+    images, extra = torch.randn(3, 3, 32, 32), torch.randn(2, 64)
+    x = embed_image(model, images, extra)
+    assert_close(x[:, :17], embed_image(model, images))
+    assert_close(x[:, 17:], model.visual.ln_pre(extra).expand(3, 2, 64))
+    assert_close(encode_image(model, images, extra[:0]), model.encode_image(images))
+    assert (encode_image(model, images, extra)-model.encode_image(images)).norm() > 1e-3
+
+def test_gradients_reach_everything_that_is_put_in(model):
+    frozen = build().requires_grad_(False)
+    prompts = make_prompts(frozen, NAMES, '* * of a {}.')
+    text, image = torch.randn(4, 2, 48), torch.randn(3, 2, 64)
+    text.requires_grad_()
+    image.requires_grad_()
+    w = encode_text(frozen, prompts, text[0], overwrite(text, slice(1, 3)))
+    x = encode_image(frozen, torch.randn(3, 3, 32, 32), image[0], overwrite(image, slice(-2, None)))
+    (F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T)[:, 0].sum().backward()
+    assert (text.grad.flatten(1).norm(dim=1) > 0).all()
+    assert (image.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(p.grad is None for p in frozen.parameters())
+
+# --- precision, kinds of models -------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_every_precision_gives_what_open_clip_gives(kind, dtype):
+    m = build(kind).to(dtype)
+    prompts, images = make_prompts(m, NAMES, 'a photo of a {}.'), torch.randn(3, 3, 32, 32)
+    x, w = encode_image(m, images), encode_text(m, prompts)
+    assert_close(x, m.encode_image(images.to(dtype)))
+    assert_close(w, m.encode_text(prompts.tokens))
+    assert_close(image_features(m, images), x)
+    assert_close(text_features(m, prompts.tokens), w)
+    logits = C.class_logits(x, w, m.logit_scale)
+    assert logits.dtype == dtype and logits.isfinite().all()
+    learned = make_prompts(m, NAMES, '* * {}.')
+    out = encode_text(m, learned, torch.randn(5, 1, 2, 48), overwrite(torch.randn(3, 2, 48), slice(1, 3)))
+    assert out.shape == (5, 4, 20) and out.isfinite().all()
+
+@pytest.mark.parametrize('precision', ['fp16', 'bf16', 'pure_fp16', 'pure_bf16'])
+def test_the_half_precisions_of_open_clip(precision):
+    m = open_clip.create_model('ViT-S-32-alt', precision=precision)
+    m.tokenizer = open_clip.get_tokenizer('ViT-S-32-alt')
+    images, prompts = torch.randn(1, 3, 224, 224), make_prompts(m, ['cat'])
+    weight = m.visual.conv1.weight.dtype
+    assert_close(encode_image(m, images), m.encode_image(images.to(weight)))
+    assert_close(encode_text(m, prompts), m.encode_text(prompts.tokens))
+
+def test_autocast_on_float_weights(model):
+    prompts, images = make_prompts(model, NAMES, '* * {}.'), torch.randn(3, 3, 32, 32)
+    context, extra = torch.randn(2, 48, requires_grad=True), torch.randn(2, 64, requires_grad=True)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        w = encode_text(model, prompts, context, overwrite(context[None].repeat(3, 1, 1), slice(1, 3)))
+        x = encode_image(model, images, extra, overwrite(extra[None].repeat(3, 1, 1), slice(-2, None)))
+        loss = C.class_logits(x, w, model.logit_scale).float().logsumexp(1).sum()
+    loss.backward()
+    assert context.grad.norm() > 0 and extra.grad.norm() > 0
+
+def test_padding_is_found_by_the_end_and_not_by_zeros(model):
+    tokens = tokenize(model, ['tram!(sic)', 'a'])
+    assert (tokens[0, :11] == 0).any()
+    for row, real in zip(tokens.tolist(), real_tokens(tokens)):
+        assert real.sum() == row.index(max(row))+1
+    assert_close(text_features(model, cut_padding(tokens)), model.encode_text(tokens), rtol=1e-4, atol=1e-5)
+    assert cut_padding(torch.stack([tokens, tokens])).shape == (2, 2, int(real_tokens(tokens).sum(1).max()))
+
+SHAPES = [('ViT-L-14-quickgelu', (257, 1024), (77, 768), 768, (24, 12)),
+          ('ViT-B-32', (50, 768), (77, 512), 512, (12, 12)),
+          ('ViT-B-16-plus-240', (226, 896), (77, 640), 640, (12, 12))]
+
+@pytest.mark.parametrize('name, image, text, dim, blocks', SHAPES)
 def test_shapes_on_the_meta_device(name, image, text, dim, blocks):
-    with torch.device('meta'): m = open_clip.create_model(name, device='meta')
-    x, t = torch.empty(2, 3, *m.visual.image_size, device='meta'), torch.zeros(3, 77, dtype=torch.long, device='meta')
-    assert embed_image(m, x).shape[1:] == image and embed_text(m, t).shape[1:] == text
-    assert image_features(m, x).shape == (2, dim) and text_features(m, t).shape == (3, dim)
+    with torch.device('meta'):
+        m = open_clip.create_model(name, device='meta')
+    images = torch.empty(2, 3, *m.visual.image_size, device='meta')
+    tokens = torch.zeros(3, 77, dtype=torch.long, device='meta')
+    assert embed_image(m, images).shape[1:] == image and embed_text(m, tokens).shape[1:] == text
+    assert image_features(m, images).shape == (2, dim) and text_features(m, tokens).shape == (3, dim)
     assert (len(image_tower(m).blocks), len(text_tower(m).blocks)) == blocks
 
-@pytest.mark.parametrize('name, tower', [('ViT-B-16-SigLIP', image_tower), ('RN50-quickgelu', image_tower), ('coca_ViT-B-32', text_tower)])
+@pytest.mark.parametrize('name, tower', [('ViT-B-16-SigLIP', image_tower), ('RN50-quickgelu', image_tower),
+                                         ('coca_ViT-B-32', text_tower)])
 def test_towers_that_cannot_be_adapted_are_refused(name, tower):
-    with torch.device('meta'): m = open_clip.create_model(name, device='meta')
-    with pytest.raises(ValueError, match='^model: .*supported'): tower(m)
-
-def test_files_take_the_normalisation_that_all_tags_of_a_model_share(model, tmp_path, monkeypatch):
-    torch.save(model.state_dict(), tmp_path/'x.pt')
-    cfgs = dict(a=dict(mean=(.5,)*3, std=(.5,)*3, resize_mode='squash', quick_gelu=True), b=dict(mean=(.5,)*3, std=(.4,)*3, resize_mode='squash', quick_gelu=True))
-    monkeypatch.setattr(open_clip, 'list_pretrained_tags_by_model', lambda name: list(cfgs)); monkeypatch.setattr(open_clip, 'get_pretrained_cfg', lambda name, tag: cfgs.get(tag, {}))
-    monkeypatch.setattr(C, '_published', dict)
-    m = load_clip('small-quickgelu', tmp_path/'x.pt', device='cpu')
-    assert m.mean == (.5,)*3 and m.std == (.26862954, .26130258, .27577711)      # the one is shared, the other is not
-    assert 'CenterCrop' not in str(m.preprocess)                                 # squashed, not cropped
-
-# --- the test transform -------------------------------------------------------------------------
-
-def test_preprocess_equals_the_field_and_our_reader_to_the_pixel(tmp_path):
-    m = load_clip('small', device='cpu'); rng = random.Random(0)
-    for i in range(12):
-        w, h = rng.randint(9, 400), rng.randint(9, 400)
-        im = Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w, 3), dtype=np.uint8))
-        field = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32)])(im)
-        assert_close(np.array(centre_crop(im, 32)), np.array(field), rtol=0, atol=0)
-        x = torch.tensor(np.array(field)).permute(2, 0, 1).float().div(255)
-        x = (x - torch.tensor(m.mean)[:,None,None])/torch.tensor(m.std)[:,None,None]
-        assert_close(m.preprocess(im), x, rtol=0, atol=0)
-
-@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', '1', 'LA', 'I;16'])
-def test_other_modes_once_opened_as_rgb(mode, tmp_path):
-    m = load_clip('small', device='cpu')
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    im = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (70, 90), dtype=np.uint16)) if mode == 'I;16' else rgb.convert(mode)
-    im.save(tmp_path/'x.tiff')
-    opened = open_image(tmp_path/'x.tiff')
-    assert opened.mode == 'RGB' and m.preprocess(opened).shape == (3, 32, 32)
+    with torch.device('meta'):
+        m = open_clip.create_model(name, device='meta')
+    with pytest.raises(ValueError, match='^model: .*supported'):
+        tower(m)
