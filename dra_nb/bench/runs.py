@@ -6,7 +6,7 @@
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'settings_of', 'make_runs', 'grid', 'make', 'ending_cleanly',
            'run_missing', 'bench']
 
-# %% ../../nbs/61_runs.ipynb #78b78818
+# %% ../../nbs/61_runs.ipynb #0a210014
 import ctypes
 import hashlib
 import itertools
@@ -28,11 +28,10 @@ from pathlib import Path
 
 import torch
 
-from ..data import glyphs
 from .protocols import find_protocol
 from .results import (Claim, Record, device_name, find_record, read_results, run_key,
                                   versions, write_record)
-from ..data import Dataset, load_dataset
+from ..data import Dataset, glyphs, load_dataset
 from ..evaluation import train_and_test
 from ..methods import find_method
 from ..recipes import TrainConfig, resolve_amp, set_fields
@@ -130,16 +129,7 @@ def _clip(name, pretrained, device, digest):
         raise ValueError(f'pretrained: the weights of {name} are {found} and were {digest} when the run was planned')
     return model
 
-# %% ../../nbs/61_runs.ipynb #bed9e0fa
-def _changed(config, changes):
-    "A config with changes; text is read as the field's type."
-    texts = {k: v for k,v in changes.items() if isinstance(v, str)}
-    values = {k: v for k,v in changes.items() if k not in texts}
-    unknown = values.keys() - asdict(config).keys()
-    if unknown:
-        raise ValueError(f'{type(config).__name__}: got {min(unknown)!r}, allowed are {", ".join(asdict(config))}')
-    return set_fields(replace(config, **values), texts)
-
+# %% ../../nbs/61_runs.ipynb #74543d66
 def settings_of(
     protocol:str,
     method:str,     # name, perhaps with a preset
@@ -149,15 +139,18 @@ def settings_of(
     train=None      # dict of changes to its recipe
 )->tuple:           # (config, `TrainConfig`)
     "A method's settings and recipe for a run: a function of names."
+    rules = find_protocol(protocol)
     kind, preset = find_method(method)
-    own, recipe = kind.recipe(protocol=protocol, dataset=dataset, clip=clip, preset=preset)
+    own, recipe = kind.recipe(protocol=rules.recipe, dataset=dataset, clip=clip, preset=preset)
     if recipe.epochs == 0:
         return own, recipe
+    if rules.epochs:
+        recipe = replace(recipe, epochs=rules.epochs)
     if is_dataclass(config):
         own = config
     elif config:
-        own = _changed(own, config)
-    return own, _changed(recipe, train or {})
+        own = set_fields(own, config)
+    return own, set_fields(recipe, train or {})
 
 def _plain(config):
     "A config as a dict; empty where a method has none."
@@ -218,20 +211,16 @@ def grid(
             varied.append(replace(run, **changes))
     return varied
 
-# %% ../../nbs/61_runs.ipynb #b6a92e6e
+# %% ../../nbs/61_runs.ipynb #79acaf73
 def _build(run, model):
     "The run's method on a CLIP."
     kind, _ = find_method(run.method)
-    config = None
-    if run.config:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k,v in run.config.items()}
-        config = kind.Config(**fields)
+    config = _filled(kind.Config, run.config) if kind.Config else None
     return kind(model, config, run.seed)
 
-def _recipe(run):
-    "The run's `TrainConfig`."
-    fields = {k: tuple(v) if isinstance(v, list) else v for k,v in run.train.items()}
-    return TrainConfig(**fields)
+def _filled(kind, values):
+    "A dataclass of settings from plain data."
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in values.items()})
 
 def _load(place, root, digest):
     "A data set, and a check that it is the one that was planned with."
@@ -257,7 +246,9 @@ def make(
     try:
         result = _outcome(rules, method, source, tests, run, bar)
         if save is not None and method.trained():
-            method.save(Path(save)/run.key, dict(run=run.facts()))
+            about = dict(classnames=source.classnames, template=method.template_for(source),
+                         clip=run.clip, run=run.facts())
+            method.save(Path(save)/run.key, about)
     finally:
         method.remove()
         for p,flag in flags:
@@ -267,7 +258,7 @@ def make(
 def _outcome(rules, method, source, tests, run, bar):
     "What came out, as a record holds it; a run may be allowed to diverge."
     try:
-        found = train_and_test(method, source, tests, _recipe(run), run.seed, bar)
+        found = train_and_test(method, source, tests, _filled(TrainConfig, run.train), run.seed, bar)
     except TrainingDiverged as e:
         if not rules.may_diverge:
             raise
