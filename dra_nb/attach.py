@@ -6,10 +6,11 @@
 __all__ = ['PLACES', 'towers', 'Beside', 'freeze', 'unfreeze', 'attached', 'attach', 'detach', 'text_batch', 'set_step',
            'extra_loss']
 
-# %% ../nbs/19_attach.ipynb #db2e5456
+# %% ../nbs/19_attach.ipynb #a3ae9dec
 from contextlib import contextmanager
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 from .clip import Tower, image_tower, text_tower
@@ -79,7 +80,7 @@ def unfreeze(
         if n in flags:
             p.requires_grad_(flags[n])
 
-# %% ../nbs/19_attach.ipynb #b00ffeea
+# %% ../nbs/19_attach.ipynb #973b1a00
 PLACES = ('attention', 'mlp', 'block')
 
 def attached(
@@ -113,6 +114,8 @@ def attach(
     if place not in PLACES:
         raise ValueError(f'place: got {place!r}, allowed {", ".join(map(repr, PLACES))}')
     _check_attachable(model, start, chosen)
+    # else torch.compile takes a block with hooks for one without, and trains nothing
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     freeze(model)
     for name in chosen:
         tower = towers(model)[name]

@@ -3,14 +3,17 @@ import copy, json, random
 from dataclasses import replace
 
 import open_clip, pytest, torch
+from safetensors.torch import save_file
 from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dra_nb.adapter import Adapter, AdapterConfig
-from dra_nb.clip import image_tower, text_tower
-from dra_nb.dra import (DRA, DRAConfig, adapters, add_adapter, add_dra, dra_parameters, load_dra, real_tokens, recording,
-                        regularization, remove_dra, save_dra, set_generator, set_valid)
+from dra_nb.attach import set_step
+from dra_nb.clip import image_tower, real_tokens, text_tower
+from dra_nb.dra import (DRA, DRAConfig, adapters, add_adapter, add_dra, dra_parameters, load_dra, recording,
+                        regularization, remove_dra, save_dra, set_valid)
+from dra_nb.files import read_tensors, write_tensors
 from dra_nb.masking import group_sizes, kept_channels, rank_mask
 from dra_nb.sorting import descending_order, gumbel_noise, places
 
@@ -37,9 +40,10 @@ def add(model, config, seed=2): return (add_dra if isinstance(config, DRAConfig)
 def logits(model, data): return model.get_logits(*data)[0]
 
 def train(model, data, steps=3, lr=.05):
-    set_generator(model.train(), gen(5))
+    model.train()
     opt = torch.optim.SGD(dra_parameters(model), lr=lr, momentum=.9)
-    for _ in range(steps):
+    for step in range(steps):
+        set_step(model, (5, step))
         opt.zero_grad()
         (F.cross_entropy(model.get_logits(*data)[0], torch.arange(4))+regularization(model)).backward()
         opt.step()
@@ -174,7 +178,7 @@ def test_state_dict_carries_the_adapters(data):
 @pytest.mark.parametrize('config', [SMALL, BEST])
 def test_autocast(config, data):
     "bfloat16 keeps the update and the gradients near those of single precision."
-    model = set_generator(add(clip(), replace(config, noise='none', scale=.1)), gen(0)).train()
+    model = add(clip(), replace(config, noise='none', scale=.1)).train()
     def run(on):
         model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16, enabled=on): out = model.get_logits(*data)[0]; reg = regularization(model)
@@ -200,7 +204,7 @@ def test_soft_order_trains_the_scores(data):
     for m in adapters(model).values(): assert m.W_t.weight.grad.abs().max() > 0 and m.W_c.weight.grad.abs().max() > 0
 
 def test_lambda_zero_skips_the_regularizer(data):
-    model = add(clip(), replace(SMALL, lambda_text=0., lambda_image=.5)).train(); set_generator(model, gen(0))
+    model = add(clip(), replace(SMALL, lambda_text=0., lambda_image=.5)).train()
     model.get_logits(*data)
     assert {m.tower for m in adapters(model).values() if m.reg is not None} == {'image'}
     assert_close(regularization(model), .5*sum(m.reg for m in adapters(model).values() if m.tower=='image'))
@@ -211,8 +215,8 @@ def test_padding_needs_its_mask(data):
     logits(model, data)                                                     # not at test time
     with pytest.raises(ValueError, match='set_valid'): model.train().encode_text(data[1])
     with set_valid(model, real_tokens(data[1])): model.encode_text(data[1])
-    with set_valid(model, real_tokens(data[1])[:2]), pytest.raises(ValueError, match='valid'): model.encode_text(data[1])
-    assert all(m.valid is None for m in adapters(model).values() if isinstance(m, DRA))
+    with set_valid(model, real_tokens(data[1])[:2]), pytest.raises(ValueError, match='padding_mask'): model.encode_text(data[1])
+    assert all(m.padding_mask is None for m in adapters(model).values())
 
 def test_recording(data):
     model = add(clip(), BEST)
@@ -235,7 +239,7 @@ def test_round_trip(config, data, tmp_path):
     assert torch.equal(logits(loaded, data), logits(model, data))
     assert {m.config for m in adapters(loaded).values()} == {config} and {type(m) for m in adapters(loaded).values()} == {type(m) for m in adapters(model).values()}
     save_dra(loaded, tmp_path/'a'/'b')                                      # over itself
-    assert sorted(p.name for p in (tmp_path/'a'/'b').iterdir()) == ['adapters.safetensors','config.json']
+    assert [p.name for p in (tmp_path/'a'/'b').iterdir()] == ['weights.safetensors']
 
 def test_a_file_of_one_kind_of_clip_fits_the_other(data, tmp_path):
     model = train(add(clip(), BEST), data); save_dra(model, tmp_path)
@@ -247,17 +251,45 @@ def test_what_cannot_be_loaded(data, tmp_path):
         before = list(model.state_dict())
         with pytest.raises(ValueError, match=match) as e: load_dra(model, tmp_path)
         assert '\n' not in str(e.value) and list(model.state_dict()) == before
-    refused(clip(), 'without config.json')
+    refused(clip(), 'no such file')
     save_dra(add(clip(), SMALL), tmp_path)
-    refused(clip(vision=dict(width=64, head_width=16)), r'image.3.W_d.weight of shape \(8, 48\), this model needs \(8, 64\)')
+    refused(clip(vision=dict(width=64, head_width=16)), r'image.3.W_d.weight of shape \(8, 48\), needed is \(8, 64\)')
     refused(clip(vision=dict(layers=5)), 'image.5')
     with pytest.raises(ValueError, match='already carries'): load_dra(add(clip(), SMALL), tmp_path)
-    settings = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps({**settings, 'config':{**settings['config'], 'scale':.5}}, indent=1)); refused(clip(), 'do not belong together')
-    (tmp_path/'config.json').write_text(json.dumps({**settings, 'kind':'lora'})); refused(clip(), 'holds no settings')
-    (tmp_path/'config.json').write_text('{'); refused(clip(), 'holds no settings')
-    (tmp_path/'config.json').write_text(json.dumps(settings, indent=1))
-    (tmp_path/'adapters.safetensors').write_bytes(b'\x00'*100); refused(clip(), 'cannot be read')
+    path = tmp_path/'weights.safetensors'
+    tensors, metadata = read_tensors(path)
+    facts = metadata['dra_nb']
+    deep = '['*200_000
+    for bad, match in [(dict(facts, method='lora'), 'holds no adapters'), (dict(facts, config=None), 'holds no settings'), ([1], 'holds no adapters'),
+                       (dict(facts, config={**facts['config'], 'ratios': ['1/0']}), 'not allowed'), (dict(facts, config={**facts['config'], 'rank': 10**12}), 'not allowed'),
+                       (dict(facts, config={**facts['config'], 'towers': None}), 'not allowed')]:
+        write_tensors(path, tensors, dict(dra_nb=bad)); refused(clip(), match)
+    save_file(tensors, path, metadata=dict(dra_nb=deep)); refused(clip(), 'nested too deeply')
+    name = next(iter(tensors))
+    for value, match in [(float('nan'), f'tensor {name} holds values that are not finite'), (float('inf'), 'not finite')]:
+        write_tensors(path, {**tensors, name: torch.full_like(tensors[name], value)}, dict(dra_nb=facts)); refused(clip(), match)
+    for kind in (torch.int64, torch.float8_e4m3fn):
+        save_file({**tensors, name: tensors[name].to(kind)}, path, metadata=dict(dra_nb=json.dumps(facts))); refused(clip(), f'tensor {name} is ')
+    path.write_bytes(b'\x00'*100); refused(clip(), 'cannot be read')
+
+def test_files_are_readable_for_others(data, tmp_path):
+    "With the permissions of the user's umask, not of the library that wrote them."
+    (tmp_path/'plain').touch()
+    save_dra(add(clip(), SMALL), tmp_path/'w')
+    assert (tmp_path/'w'/'weights.safetensors').stat().st_mode == (tmp_path/'plain').stat().st_mode
+
+def test_compiled_tower_keeps_its_gradient():
+    "torch.compile must see the modules beside the blocks."
+    def grads(compiled):
+        torch._dynamo.reset()
+        model = add(clip(), BEST).train(); set_step(model, (1, 0))
+        tower = torch.compile(model.visual, backend='eager') if compiled else model.visual
+        y = tower(torch.randn(2,3,16,16, generator=gen(1)))
+        if y.requires_grad: (y.square().mean()+regularization(model)).backward()
+        return [p.grad for p in dra_parameters(model)]
+    for p, q in zip(grads(False), grads(True)):
+        assert (p is None) == (q is None)
+        if p is not None: assert_close(p, q, atol=1e-6, rtol=1e-4)
 
 
 # refusals

@@ -4,15 +4,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import pytest, torch
 from dra_nb.adapter import AdapterConfig
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip
-from dra_nb.data import Dataset, Item, base_new, few_shot, few_shot_split, load_dataset
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip
+from conftest import save_images
+from dra_nb.data import Dataset, Item, base_new, few_shot, few_shot_split, load_dataset, load_folder
 from dra_nb.dra import DRAConfig, adapters, add_adapter, add_dra, dra_parameters
-from dra_nb.training import Batches, Callback, FitError, TrainConfig, fit
+from dra_nb.methods import as_method
+from dra_nb.training import Callback, TrainConfig, Trainer, TrainingDiverged, fit
 
 SCRIPT = '''
 import os, signal, sys, torch
 from dataclasses import replace
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 from dra_nb.data import base_new, few_shot, load_dataset
 from dra_nb.dra import DRAConfig, add_dra, dra_parameters
 from dra_nb.training import Callback, TrainConfig, fit
@@ -55,17 +57,49 @@ def shots():
     return base._replace(train=few_shot(base.train, 2, seed=1))
 
 def test_nan_keeps_the_last_good_weights_and_the_checkpoint(tmp_path, shots):
-    class Poison(Callback):
-        def before_fit(self, loop): self.good = None
-        def after_loss(self, loop):
-            if loop.step == 4: loop.loss = loop.loss*float('nan')
-            else: self.good = [p.detach().clone() for p in loop.trained.values()]      # weights whose loss was finite
+    class Watch(Callback):
+        def after_step(self, trainer):
+            if trainer.step == 4: self.good = [p.detach().clone() for p in trainer.trained.values()]
     model = add_dra(tiny(), replace(DRAConfig.recommended(), rank=8, start=2))
-    poison = Poison()
-    with pytest.raises(FitError, match=r'at step 5 \(epoch 2\)') as e: fit(model, shots, TrainConfig(), callbacks=[poison], checkpoint=tmp_path/'c.pt', every=2, bar=False)
+    method, watch = as_method(model), Watch()
+    losses = method.losses
+    def poisoned(images, labels):
+        terms = losses(images, labels)
+        return terms if not hasattr(watch, 'good') else {**terms, 'ce': terms['ce']*float('nan')}
+    method.losses = poisoned
+    with pytest.raises(TrainingDiverged, match=r'at step 5 \(epoch 2\)') as e: fit(method, shots, TrainConfig(), callbacks=[watch], checkpoint=tmp_path/'c.pt', every=2, bar=False)
     assert e.value.step == 5
-    assert all(torch.equal(p, q) for p,q in zip(dra_parameters(model), poison.good))
+    assert all(torch.equal(p, q) for p,q in zip(dra_parameters(model), watch.good))
     assert torch.load(tmp_path/'c.pt', weights_only=True)['step'] == 4 and not model.training
+
+def test_last_update_is_looked_at_too(shots):
+    "The loss of the last step is fine, the weights after it are not."
+    class Break(Callback):
+        def after_step(self, trainer):
+            if trainer.step == trainer.steps: next(iter(trainer.trained.values())).data.fill_(float('inf'))
+    model = add_adapter(tiny(), replace(AdapterConfig.recommended(), rank=8, start=2))
+    with pytest.raises(TrainingDiverged, match='weights are no numbers'): fit(model, shots, TrainConfig(epochs=1), callbacks=[Break()], bar=False)
+    assert all(p.isfinite().all() for p in dra_parameters(model))
+
+def test_checkpoint_of_other_pictures_or_weights_is_refused(tmp_path, own_images):
+    "A run is its settings, its seed, its pictures and the CLIP it started from."
+    data = few_shot_split(load_folder(own_images), 2, 1)
+    class Stop(Callback):
+        def after_epoch(self, trainer): raise KeyboardInterrupt
+    def run(seed=0, **kwargs):
+        torch.manual_seed(seed)
+        model = add_adapter(build_glyph_clip(GlyphClipConfig(embed_dim=32, width=32, layers=3, head_width=16, context=16, image_size=32)).eval(), replace(AdapterConfig.recommended(), rank=8, start=2))
+        return fit(model, data, TrainConfig(epochs=2, batch_size=4), checkpoint=tmp_path/'c.pt', bar=False, **kwargs)
+    with pytest.raises(KeyboardInterrupt): run(callbacks=[Stop()], every=1)
+    assert (tmp_path/'c.pt').exists()
+    with pytest.raises(ValueError, match='or CLIP'): run(seed=1)
+    save_images(Path(data.train[0].path).parent, 6, 90)
+    with pytest.raises(ValueError, match='settings, data'): run()
+
+def test_missing_image_is_found_before_the_first_step(own_images):
+    data = few_shot_split(load_folder(own_images), 2, 1)
+    os.unlink(data.train[-1].path)
+    with pytest.raises(ValueError, match='data check'): fit(add_adapter(tiny(), replace(AdapterConfig.recommended(), rank=8, start=2)), data, TrainConfig(epochs=1), bar=False)
 
 @pytest.mark.parametrize('config', [AdapterConfig.recommended(), DRAConfig.paper(), DRAConfig.recommended(),
                                     replace(DRAConfig.recommended(), padding='real'), replace(DRAConfig.recommended(), order='soft-sort'),
@@ -93,14 +127,16 @@ def test_cutting_the_prompts_changes_no_step_where_it_is_exact(shots):
     assert torch.equal(weights('exact', literal), weights('never', literal))          # padding is ranked: not cut
     assert not torch.equal(weights('always', literal), weights('never', literal))
 
-def test_fresh_model_and_loaded_order_do_not_matter(shots):
-    a, b = Batches(shots, TrainConfig(), 1, 32), Batches(shots, TrainConfig(), 1, 32)
-    forward = [a[i] for i in range(len(a))]
-    for i in reversed(range(len(b))):
-        x, y = b[i]
-        assert torch.equal(x, forward[i][0]) and torch.equal(y, forward[i][1])
+def test_batches_are_functions_of_seed_and_step(shots):
+    def trainer(): return Trainer(as_method(add_adapter(tiny(), replace(AdapterConfig.recommended(), rank=8, start=2))), shots, TrainConfig(epochs=2), 1)
+    one, two = trainer(), trainer()
+    forward = []
+    for one.step in range(one.steps): forward.append(one.batch())
+    for two.step in reversed(range(two.steps)):
+        x, y = two.batch()
+        assert torch.equal(x, forward[two.step][0]) and torch.equal(y, forward[two.step][1])
 
-@pytest.mark.parametrize('n', [2, 3, 10, 37, 47, 101, 397])
+@pytest.mark.parametrize('n', [4, 5, 10, 37, 47, 101, 397])
 def test_base_new_of_any_size(n):
     items = [Item(f'{l}.jpg', l, f'c{l}') for l in range(n) for _ in range(2)]
     base, new = base_new(Dataset(items, items, items, [f'c{l}' for l in range(n)]))
