@@ -1,4 +1,4 @@
-"What page 01 cannot show well: odd templates and names, odd contexts, every kind of model and precision."
+"What page 01 cannot show well: odd templates, names and contexts, every kind of model, precisions."
 import itertools
 
 import open_clip
@@ -28,7 +28,7 @@ def build(kind=open_clip.CLIP, text=TEXT, **more):
 def model():
     return build()
 
-# --- S1: prompts ----------------------------------------------------------------------------------
+# --- S1: prompts --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize('pool', ['argmax', 'eos', 'last', 'first'])
@@ -56,7 +56,8 @@ def test_slots_stand_where_the_stars_are(model, template, places):
     assert prompts.tokens.shape == prompts.slots.shape == (2, 24)
     assert not (prompts.slots & ~real_tokens(prompts.tokens)).any()
 
-ODD = ['', 'a photo', '{} {}', '{} {x}', '{} {!r}', '{!r}', '{0}', '{:>5}', '{{}}', '{} {{x}}', '{} }',
+ODD = ['', 'a photo', '{} {}', '{} {x}', '{} {!r}', '{!r}', '{0}', '{:>5}', '{{}}', '{} {{x}}',
+       '{} }',
        '{ {}', '}{', None, 3, b'{}']
 
 @pytest.mark.parametrize('template', ODD)
@@ -66,7 +67,8 @@ def test_odd_templates_are_refused(model, template):
             make(model, NAMES, template)
         assert '\n' not in str(e.value)
 
-LONG = 'seen on a rainy afternoon in the old harbour of a small town by the sea among many people at a table '
+LONG = ('seen on a rainy afternoon in the old harbour of a small town by the sea '
+        'among many people at a table ')
 
 @pytest.mark.parametrize('pair', [
     ('Cat', 'cat'), ('fire_engine', 'fire engine'), ('Käse', 'Ka\u0308se'), ('cat ', 'cat'),
@@ -80,7 +82,8 @@ def test_names_that_end_in_one_sentence_are_refused(model, pair):
         assert all(repr(name) in str(e.value) for name in pair)
 
 def test_names_that_differ_are_not_refused(model):
-    names = ['cat', 'cats', 'c at', "cat's", 'cat-', 'cat, dog', 'cat dog', 'Käse', 'Kase', 'Faces', 'easy faces']
+    names = ['cat', 'cats', 'c at', "cat's", 'cat-', 'cat, dog', 'cat dog', 'Käse', 'Kase',
+             'Faces', 'easy faces']
     assert len(tokenize(model, names).unique(dim=0)) == len(names)
 
 def test_identical_names_pass_as_in_imagenet():
@@ -88,8 +91,10 @@ def test_identical_names_pass_as_in_imagenet():
     tokens = tokenize(big, IMAGENET_CLASSNAMES)
     assert len(tokens) == 1000 and len(tokens.unique(dim=0)) == 998
 
-@pytest.mark.parametrize('names', ['cat', [], ['cat', ''], ['cat', ' _ '], ['cat', None], ['cat', 3],
-                                   ['cat', 'M*A*S*H'], ['*']])
+NO_NAMES = ['cat', [], ['cat', ''], ['cat', ' _ '], ['cat', None], ['cat', 3], ['cat', 'M*A*S*H'],
+            ['*']]
+
+@pytest.mark.parametrize('names', NO_NAMES)
 def test_what_is_no_list_of_names_is_refused(model, names):
     for make in (make_prompts, tokenize):
         with pytest.raises(ValueError, match='^classnames: got') as e:
@@ -102,7 +107,7 @@ def test_stars_in_disguise_are_refused_where_there_are_slots(model, name):
         make_prompts(model, ['dog', name], '* * {}.')
 
 def test_sentences_up_to_the_last_token_fit_and_longer_ones_do_not(model):
-    prompts = make_prompts(model, ['cat'], '* '*20 + '{}.')                  # 20 + 2 + start and end
+    prompts = make_prompts(model, ['cat'], '* '*20 + '{}.')   # with start and end: 24
     assert prompts.tokens[0, -1] == prompts.tokens.max() and prompts.n_slots == 20
     for template in ('* '*21 + '{}.', 'a '*21 + '{}.'):
         with pytest.raises(ValueError, match="of 'cat' takes more than 24 tokens"):
@@ -130,15 +135,19 @@ def test_prompts_of_several_templates_and_their_rows(model):
     for k in range(3):
         assert_close(found[k], encode_text(model, one[k], context[k, 0]), rtol=1e-4, atol=1e-5)
     rows = torch.tensor([2, 0])
-    assert_close(encode_text(model, prompts[rows], context[rows]), found[rows], rtol=1e-4, atol=1e-5)
+    assert_close(encode_text(model, prompts[rows], context[rows]), found[rows], rtol=1e-4,
+                 atol=1e-5)
     assert prompts[rows].n_slots == 2
     short = prompts.cut_padding()
     assert short.tokens.shape[-1] < 24
     assert_close(encode_text(model, short, context), found, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match='^slots: got 1 to 2'):
-        encode_text(model, Prompts.stack([one[0], make_prompts(model, NAMES, '* {}.')]), context[:2])
+        encode_text(model, Prompts.stack([one[0], make_prompts(model, NAMES, '* {}.')]),
+                    context[:2])
 
-@pytest.mark.parametrize('shape', [None, (48,), (2, 48), (4, 48), (3, 47), (0, 48), (3, 3, 48), (5, 2, 3, 48)])
+WRONG = [None, (48,), (2, 48), (4, 48), (3, 47), (0, 48), (3, 3, 48), (5, 2, 3, 48)]
+
+@pytest.mark.parametrize('shape', WRONG)
 def test_contexts_that_do_not_fit_are_refused(model, shape):
     prompts = make_prompts(model, NAMES, '* * * {}.')
     with pytest.raises(ValueError, match='^context: got') as e:
@@ -163,7 +172,7 @@ def test_prompts_of_a_model_without_contents():
     assert encode_text(m, prompts, context).shape == (5, 4, 20)
     assert encode_image(m, torch.empty(5, 3, 32, 32, device='meta')).shape == (5, 20)
 
-# --- S2, S3: blocks and extra tokens -----------------------------------------------------------------
+# --- S2, S3: blocks and extra tokens ------------------------------------------------------------
 
 def test_before_sees_every_block_once_and_numbers_it(model):
     x = torch.randn(2, 5, 48)
@@ -179,7 +188,9 @@ def test_before_sees_every_block_once_and_numbers_it(model):
             y = block(y + i)
         assert_close(out, y)
 
-@pytest.mark.parametrize('where', [slice(1, 3), slice(-2, None), [1, 2], [4, 0], torch.tensor([1, 3])])
+WHERE = [slice(1, 3), slice(-2, None), [1, 2], [4, 0], torch.tensor([1, 3])]
+
+@pytest.mark.parametrize('where', WHERE)
 def test_overwrite_writes_from_the_second_block_on(where):
     values, x = torch.randn(3, 2, 8), torch.randn(6, 5, 8)
     before = overwrite(values, where)
@@ -218,7 +229,7 @@ def test_gradients_reach_everything_that_is_put_in(model):
     assert (image.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(p.grad is None for p in frozen.parameters())
 
-# --- precision, kinds of models -------------------------------------------------------------------------
+# --- precision, kinds of models -----------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -233,7 +244,8 @@ def test_every_precision_gives_what_open_clip_gives(kind, dtype):
     logits = C.class_logits(x, w, m.logit_scale)
     assert logits.dtype == dtype and logits.isfinite().all()
     learned = make_prompts(m, NAMES, '* * {}.')
-    out = encode_text(m, learned, torch.randn(5, 1, 2, 48), overwrite(torch.randn(3, 2, 48), slice(1, 3)))
+    deep = overwrite(torch.randn(3, 2, 48), slice(1, 3))
+    out = encode_text(m, learned, torch.randn(5, 1, 2, 48), deep)
     assert out.shape == (5, 4, 20) and out.isfinite().all()
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16', 'pure_fp16', 'pure_bf16'])
@@ -249,8 +261,8 @@ def test_autocast_on_float_weights(model):
     prompts, images = make_prompts(model, NAMES, '* * {}.'), torch.randn(3, 3, 32, 32)
     context, extra = torch.randn(2, 48, requires_grad=True), torch.randn(2, 64, requires_grad=True)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        w = encode_text(model, prompts, context, overwrite(context[None].repeat(3, 1, 1), slice(1, 3)))
-        x = encode_image(model, images, extra, overwrite(extra[None].repeat(3, 1, 1), slice(-2, None)))
+        w = encode_text(model, prompts, context, overwrite([context]*3, slice(1, 3)))
+        x = encode_image(model, images, extra, overwrite([extra]*3, slice(-2, None)))
         loss = C.class_logits(x, w, model.logit_scale).float().logsumexp(1).sum()
     loss.backward()
     assert context.grad.norm() > 0 and extra.grad.norm() > 0
@@ -260,8 +272,10 @@ def test_padding_is_found_by_the_end_and_not_by_zeros(model):
     assert (tokens[0, :11] == 0).any()
     for row, real in zip(tokens.tolist(), real_tokens(tokens)):
         assert real.sum() == row.index(max(row))+1
-    assert_close(text_features(model, cut_padding(tokens)), model.encode_text(tokens), rtol=1e-4, atol=1e-5)
-    assert cut_padding(torch.stack([tokens, tokens])).shape == (2, 2, int(real_tokens(tokens).sum(1).max()))
+    assert_close(text_features(model, cut_padding(tokens)), model.encode_text(tokens), rtol=1e-4,
+                 atol=1e-5)
+    longest = int(real_tokens(tokens).sum(1).max())
+    assert cut_padding(torch.stack([tokens, tokens])).shape == (2, 2, longest)
 
 SHAPES = [('ViT-L-14-quickgelu', (257, 1024), (77, 768), 768, (24, 12)),
           ('ViT-B-32', (50, 768), (77, 512), 512, (12, 12)),
@@ -274,11 +288,14 @@ def test_shapes_on_the_meta_device(name, image, text, dim, blocks):
     images = torch.empty(2, 3, *m.visual.image_size, device='meta')
     tokens = torch.zeros(3, 77, dtype=torch.long, device='meta')
     assert embed_image(m, images).shape[1:] == image and embed_text(m, tokens).shape[1:] == text
-    assert image_features(m, images).shape == (2, dim) and text_features(m, tokens).shape == (3, dim)
+    assert image_features(m, images).shape == (2, dim)
+    assert text_features(m, tokens).shape == (3, dim)
     assert (len(image_tower(m).blocks), len(text_tower(m).blocks)) == blocks
 
-@pytest.mark.parametrize('name, tower', [('ViT-B-16-SigLIP', image_tower), ('RN50-quickgelu', image_tower),
-                                         ('coca_ViT-B-32', text_tower)])
+UNSUPPORTED = [('ViT-B-16-SigLIP', image_tower), ('RN50-quickgelu', image_tower),
+               ('coca_ViT-B-32', text_tower)]
+
+@pytest.mark.parametrize('name, tower', UNSUPPORTED)
 def test_towers_that_cannot_be_adapted_are_refused(name, tower):
     with torch.device('meta'):
         m = open_clip.create_model(name, device='meta')
