@@ -346,7 +346,8 @@ KINDS = {'RN50': 'ResNet', 'RN50x64-quickgelu': 'ResNet', 'ViT-B-16-SigLIP': 'ti
          'ViT-gopt-16-SigLIP2-256': 'timm', 'EVA02-L-14': 'timm', 'convnext_base_w': 'timm',
          'PE-Core-B-16': 'timm', 'MobileCLIP-B': 'timm', 'coca_ViT-B-32': 'CoCa',
          'coca_roberta-ViT-B-32': 'CoCa', 'roberta-ViT-B-32': 'roberta-base',
-         'xlm-roberta-large-ViT-H-14': 'xlm-roberta', 'nllb-clip-base': 'nllb', 'ViT-H-14-CLIPA': 'bert',
+         'xlm-roberta-large-ViT-H-14': 'xlm-roberta', 'nllb-clip-base': 'nllb',
+         'ViT-H-14-CLIPA': 'bert',
          'ViT-H-14-worldwide': 'xlm-v'}
 
 @pytest.mark.parametrize('name', KINDS)
