@@ -34,7 +34,7 @@ setup(
     include_package_data=False,
     zip_safe=False,
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require={'dev': lines('dev_requirements'), 'cluster': lines('cluster_requirements')},
     entry_points={
         'console_scripts': lines('console_scripts'),
         'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
