@@ -107,6 +107,7 @@ def readme(root=ROOT):
 KATEX = re.compile(r'https://[^"\s]+/katex@[^"/\s]+/dist')
 FONTS = re.compile(r'@import\s*url\(["\']?https?:[^)]*\)[^;]*;')
 SOURCE = re.compile(r'<p>\s*<a href="/?blob/[^>]*>source</a>\s*</p>')
+LINK_IN_LINK = re.compile(r'\[\[(`[^`\n]+`)\]\([^)\s]*\)\]\(')
 LINK_IN_CODE = re.compile(r'\[(`[^`<]+`)\]\(/[\w.]+\.html#[^)<]*\)')
 LINK = re.compile(r'<a href="([\w.]+\.html)#([^"]+)"([^>]*)>(.*?)</a>', re.S)
 MATH = re.compile(r'<span class="math display">.*?</span>', re.S)
@@ -230,6 +231,8 @@ def build(out='_docs', root=ROOT, workers=2):
             for cell in notebook['cells']:
                 if cell['cell_type'] == 'code':
                     cell['outputs'] = shown_outputs(cell)
+                else:       # nbdev links a name also where it is the text of an author's link
+                    cell['source'] = LINK_IN_LINK.sub(r'[\1](', joined(cell['source']))
             write(path, json.dumps(notebook))
         site = render(proc, quiet=True)
     finish(site.out, [path.name for path in proc.glob('*.ipynb')])
