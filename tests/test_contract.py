@@ -24,7 +24,7 @@ TEMPLATE = 'a photo of a {}.'
 TRAINED = {
     'adapter': (.5, ()),
     'dra': (.5, ('W_t', 'W_c')),          # a hard order passes no gradient to the scores
-    'dra-paper': (500., ('W_t', 'W_c')),
+    'dra-paper': (1., ('W_t', 'W_c')),
     'coop': (.05, ()),
 }
 ALL = ['zero-shot', *TRAINED]
