@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATIOS', 'image_notes', 'text_notes', 'training_mask', 'patch_map', 'token_ranks', 'show_ranks', 'show_gallery',
-           'show_scores', 'token_words', 'show_words', 'show_channels', 'show_token_panel', 'Explorer']
+           'show_scores', 'token_words', 'show_words', 'show_channels', 'show_token_panel', 'Explorer',
+           'ExplorerControls']
 
-# %% ../nbs/36_visualization.ipynb #79f152eb
-import io, os
+# %% ../nbs/36_visualization.ipynb #2e090954
+import io
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 import torch
@@ -16,56 +18,75 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .checks import check_choice, check_number
+from .clip import real_tokens
 from .data import load_dataset, load_images, normalize
-from .dra import DRA, DRAConfig, adaptation_mask, adapters, real_tokens, recording, set_valid
-from .glyphs import SETS
+from .dra import DRA, DRAConfig, adaptation_mask, adapters, recording, set_valid
+from .data.glyphs import SETS
 from .sorting import gumbel_noise
 
-# %% ../nbs/36_visualization.ipynb #f4613b9b
-def _notes(model, tower, run):
-    with torch.inference_mode(), recording(model) as notes: run()
-    found = {int(k.split('.')[1]): {n: t.cpu() for n,t in v[-1].items()} for k,v in notes.items() if k.startswith(tower) and v}
-    if not found: raise ValueError(f'model: it carries no DRA modules in the {tower} tower')
-    return dict(sorted(found.items()))
+# %% ../nbs/36_visualization.ipynb #0840368c
+def _by_block(notes, tower):
+    "The last note of every block of one tower."
+    found = {}
+    for name,of_module in notes.items():
+        which, block = name.split('.')
+        if which == tower and of_module:
+            found[int(block)] = {key: value.cpu() for key,value in of_module[-1].items()}
+    if not found:
+        raise ValueError(f'model: got one without DRA modules in the {tower} tower, '
+                         f'allowed after add_dra(model)')
+    return found
 
-def image_notes(model:nn.Module,  # open_clip model with DRA modules
-                images:Tensor,    # normalised, (B,3,S,S)
-               )->dict:           # block, from 1 → token_scores (B,N), channel_scores (B,r), ranks (B,N)
+def image_notes(model:nn.Module, # open_clip model with DRA modules
+                images:Tensor,   # normalised, (B,3,S,S)
+               )->dict:          # block → token_scores (B,N), channel_scores (B,r), ranks (B,N)
     "Scores and ranks of the image tokens; the class token comes first (Eqs. 10 and 12)."
-    return _notes(model, 'image', lambda: model.encode_image(images))
+    with torch.inference_mode(), recording(model) as notes:
+        model.encode_image(images)
+    return _by_block(notes, 'image')
 
-def text_notes(model:nn.Module,  # open_clip model with DRA modules
-               tokens:Tensor,    # prompts, (C,N)
-              )->dict:           # block, from 1 → token_scores (C,N), channel_scores (C,r), ranks (C,N)
+def text_notes(model:nn.Module, # open_clip model with DRA modules
+               tokens:Tensor,   # prompts, (C,N)
+              )->dict:          # block → token_scores (C,N), channel_scores (C,r), ranks (C,N)
     "Scores and ranks of the text tokens (Eqs. 10 and 12)."
-    with set_valid(model, real_tokens(tokens)): return _notes(model, 'text', lambda: model.encode_text(tokens))
+    with torch.inference_mode(), recording(model) as notes, set_valid(model, real_tokens(tokens)):
+        model.encode_text(tokens)
+    return _by_block(notes, 'text')
 
-# %% ../nbs/36_visualization.ipynb #1d2a83ac
+# %% ../nbs/36_visualization.ipynb #0e7d4f52
 def training_mask(note:dict,        # of one block
                   config:DRAConfig, # ratios and noise
-                  generator:torch.Generator|None=None, # source of the noise; without one there is none
+                  generator:torch.Generator|None=None, # source of the noise; none without one
                  )->Tensor:         # factor on every feature, (B,N,r)
     "The mask that a training step would draw (Eqs. 11 and 13 to 16)."
-    scores = note['token_scores'], note['channel_scores']
-    noise = [None if generator is None or config.noise == 'none' else gumbel_noise(s.shape, generator) for s in scores]
-    return adaptation_mask(*scores, config, tuple(noise))
+    a_t = note['token_scores']
+    a_c = note['channel_scores']
+    noise = (None, None)
+    if generator is not None and config.noise != 'none':
+        noise = tuple(gumbel_noise(scores.shape, generator) for scores in (a_t, a_c))
+    return adaptation_mask(a_t, a_c, config, noise)
 
-# %% ../nbs/36_visualization.ipynb #fcc439f8
-def patch_map(values:Tensor,  # one a token, (B,1+h*h)
-             )->Tensor:       # (B,h,h)
+# %% ../nbs/36_visualization.ipynb #1f1ceb1a
+def patch_map(values:Tensor, # one a token, (B,1+h*h)
+             )->Tensor:      # (B,h,h)
     "Values of the image tokens where the patches lie, without the class token."
-    side = round((values.shape[1]-1)**.5)
-    if side*side+1 != values.shape[1]: raise ValueError(f'values: got {values.shape[1]} tokens, expected one class token and a square of patches')
+    tokens = values.shape[1]
+    side = round((tokens-1)**.5)
+    if side*side+1 != tokens:
+        raise ValueError(f'values: got {tokens} tokens, allowed one class token and a square of '
+                         'patches')
     return values[:,1:].unflatten(1, (side, side))
 
-def token_ranks(model:nn.Module,  # open_clip model with DRA modules
-                images:Tensor,    # normalised, (B,3,S,S)
-               )->dict:           # block, from 1 → ranks of the patches, (B,h,h)
+def token_ranks(model:nn.Module, # open_clip model with DRA modules
+                images:Tensor,   # normalised, (B,3,S,S)
+               )->dict:          # block, from 1 → ranks of the patches, (B,h,h)
     "Channels every image patch keeps, block by block, without noise (Eqs. 14 and 15)."
     return {block: patch_map(note['ranks']) for block,note in image_notes(model, images).items()}
 
-# %% ../nbs/36_visualization.ipynb #171345d7
-def _colours(values, most): return colormaps['viridis'](values.double().numpy()/most)
+# %% ../nbs/36_visualization.ipynb #777621d1
+def _colours(values, most):
+    return colormaps['viridis'](values.double().numpy()/most)
 
 def show_ranks(image:Tensor,  # (3,S,S), values in [0,1]
                ranks:Tensor,  # of the patches, (h,h)
@@ -74,12 +95,13 @@ def show_ranks(image:Tensor,  # (3,S,S), values in [0,1]
               ):              # the axis
     "Ranks as colour over an image in grey: light patches keep all channels."
     over = F.interpolate(ranks[None,None].float(), size=image.shape[-2:], mode='nearest-exact')[0,0]
-    ax.imshow(image.mean(0).numpy(), cmap='gray', vmin=0, vmax=1)      # in grey, so that colour means rank and nothing else
+    # in grey, so that colour means rank and nothing else
+    ax.imshow(image.mean(0).numpy(), cmap='gray', vmin=0, vmax=1)
     ax.imshow(over.numpy(), alpha=.6, cmap='viridis', vmin=0, vmax=most or int(ranks.max()))
     ax.axis('off')
     return ax
 
-# %% ../nbs/36_visualization.ipynb #28f8d020
+# %% ../nbs/36_visualization.ipynb #d0afa516
 def show_gallery(images:Tensor,   # (n,3,S,S), values in [0,1]
                  maps:dict,       # label of a row → ranks of the patches, (n,h,h)
                  axs,             # axes, one row more than maps, n columns
@@ -89,13 +111,17 @@ def show_gallery(images:Tensor,   # (n,3,S,S), values in [0,1]
     "Images, and under each its ranks, a row for each entry of `maps`."
     most = most or max(int(m.max()) for m in maps.values())
     for ax,image,title in zip(axs[0], images, [*titles, *['']*len(images)]):
-        ax.imshow(image.permute(1, 2, 0).numpy()); ax.axis('off'); ax.set_title(title, fontsize=7)
+        ax.imshow(image.permute(1, 2, 0).numpy())
+        ax.axis('off')
+        ax.set_title(title, fontsize=7)
     for row,(label, ranks) in zip(axs[1:], maps.items()):
-        for ax,image,r in zip(row, images, ranks): show_ranks(image, r, ax, most)
-        row[0].text(-.12, .5, label, rotation=90, va='center', ha='center', transform=row[0].transAxes, fontsize=8)
+        for ax,image,r in zip(row, images, ranks):
+            show_ranks(image, r, ax, most)
+        row[0].text(-.12, .5, label, rotation=90, va='center', ha='center',
+                    transform=row[0].transAxes, fontsize=8)
     return axs
 
-# %% ../nbs/36_visualization.ipynb #c6aa1de4
+# %% ../nbs/36_visualization.ipynb #3e8a5486
 def show_scores(scores:Tensor,  # token scores, (N,)
                 ranks:Tensor,   # channels the tokens keep, (N,)
                 ax,             # axis to draw on
@@ -107,135 +133,209 @@ def show_scores(scores:Tensor,  # token scores, (N,)
     ax.bar(range(N), scores.numpy(), width=1, color=_colours(ranks, most or int(ranks.max())))
     ax.axhline(1/N, color='gray', lw=1, ls='--')
     ax.set(xlabel='token', ylabel='score', xlim=(-.5, N-.5))
-    if limit: ax.set_ylim(0, limit)
+    if limit:
+        ax.set_ylim(0, limit)
     return ax
 
-# %% ../nbs/36_visualization.ipynb #845e6021
-def token_words(model:nn.Module,  # a model of `load_clip` (it carries its tokenizer)
-                tokens:Tensor,    # prompts, (C,N)
-               )->list:           # C lists of N strings
+# %% ../nbs/36_visualization.ipynb #6e4faf61
+def token_words(model:nn.Module, # a model of `load_clip` (it carries its tokenizer)
+                tokens:Tensor,   # prompts, (C,N)
+               )->list:          # C lists of N strings
     "The text of every token; SOS and EOT for start and end, a dot for padding."
-    def word(i): return model.tokenizer.decode([i]).replace('<start_of_text>', 'SOS').replace('<end_of_text>', 'EOT').strip()
-    return [[word(i) if real else '·' for i,real in zip(row, mask)] for row,mask in zip(tokens.tolist(), real_tokens(tokens).tolist())]
+    def word(token):
+        text = model.tokenizer.decode([token])
+        text = text.replace('<start_of_text>', 'SOS').replace('<end_of_text>', 'EOT')
+        return text.strip()
+    words = []
+    for row,real in zip(tokens.tolist(), real_tokens(tokens).tolist()):
+        words.append([word(token) if is_real else '·' for token,is_real in zip(row, real)])
+    return words
 
-def show_words(words:list,    # C lists of N strings
-               ranks:Tensor,  # of the tokens, (C,N)
-               ax,            # axis to draw on
-               most=None,     # rank with the lightest colour; the highest here if None
-              ):              # the axis
+def show_words(words:list,   # C lists of N strings
+               ranks:Tensor, # of the tokens, (C,N)
+               ax,           # axis to draw on
+               most=None,    # rank with the lightest colour; the highest here if None
+              ):             # the axis
     "Prompts as rows of coloured words: light ones keep all channels."
-    for y,(row, colours) in enumerate(zip(words, _colours(ranks, most or int(ranks.max())))):
+    colours = _colours(ranks, most or int(ranks.max()))
+    right = 0
+    for y,row in enumerate(words):
         x = 0
-        for word,colour in zip(row, colours):
-            ax.add_patch(Rectangle((x, y), width := len(word)+1, .9, color=colour, lw=0))
-            ax.text(x+width/2, y+.45, word, ha='center', va='center', family='monospace', fontsize=7, color='black' if colour[1] > .45 else 'white')
+        for word,colour in zip(row, colours[y]):
+            width = len(word)+1
+            ax.add_patch(Rectangle((x, y), width, .9, color=colour, lw=0))
+            ax.text(x+width/2, y+.45, word, ha='center', va='center', family='monospace',
+                    fontsize=7, color='black' if colour[1] > .45 else 'white')
             x += width+.3
-    ax.set(xlim=(0, max(sum(len(w)+1.3 for w in row) for row in words)), ylim=(len(words), 0)); ax.axis('off')
+        right = max(right, x)
+    ax.set(xlim=(0, right), ylim=(len(words), 0))
+    ax.axis('off')
     return ax
 
-# %% ../nbs/36_visualization.ipynb #b34ad408
+# %% ../nbs/36_visualization.ipynb #e27fcfe3
 def show_channels(mask:Tensor,  # of one sample, (N,r)
                   ax,           # axis to draw on
                  ):             # the axis
     "Kept channels (light), tokens sorted by rank, channels in their own order."
     kept = mask > 0
     order = kept.sum(1).argsort(descending=True, stable=True)
-    ax.imshow(kept[order].numpy(), aspect='auto', cmap='viridis', vmin=0, vmax=1.25, interpolation='nearest')
+    ax.imshow(kept[order].numpy(), aspect='auto', cmap='viridis', vmin=0, vmax=1.25,
+              interpolation='nearest')
     ax.set(xlabel='channel', ylabel='tokens by rank')
     ax.locator_params(integer=True)
     return ax
 
-# %% ../nbs/36_visualization.ipynb #492e1a70
+# %% ../nbs/36_visualization.ipynb #cc075da8
 def show_token_panel(image:Tensor,  # (3,S,S), values in [0,1]
                      note:dict,     # of this image alone, one block
                      mask:Tensor,   # what `training_mask` gave, (1,N,r)
                      axs,           # four axes
                     ):              # the axes
     "An image, its ranks, its scores and its kept channels."
-    ranks, most = (mask > 0).sum(-1), mask.shape[-1]
-    axs[0].imshow(image.permute(1, 2, 0).numpy()); axs[0].axis('off')
+    ranks = (mask > 0).sum(-1)
+    most = mask.shape[-1]
+    axs[0].imshow(image.permute(1, 2, 0).numpy())
+    axs[0].axis('off')
     show_ranks(image, patch_map(ranks)[0], axs[1], most)
     show_scores(note['token_scores'][0], ranks[0], axs[2], most)
     show_channels(mask[0], axs[3])
     return axs
 
-# %% ../nbs/36_visualization.ipynb #f7082c94
-RATIOS = ((1.,.8,.6,.4), (1.,.5), (1.,.25), (1.,.7,.4), (1.,.6,.2), (1.,.7,.4,.1), (1.,.8,.6,.4,.2), (1.,), (.4,.6,.8,1.))
-_NOISES = ('none', 'log-gumbel', 'gumbel')
+# %% ../nbs/36_visualization.ipynb #57728053
+RATIOS = ((1.,.8,.6,.4), (1.,.5), (1.,.25), (1.,.7,.4), (1.,.6,.2), (1.,.7,.4,.1),
+          (1.,.8,.6,.4,.2), (1.,), (.4,.6,.8,1.))
 
-def _image_modules(model):
-    found = {int(k.split('.')[1]): m for k,m in adapters(model).items() if k.startswith('image') and isinstance(m, DRA)}
-    if not found: raise ValueError('model: it carries no DRA modules in the image tower')
-    return found
-
-def _check(e):
-    c, allowed = e.chosen, dict(dataset=e.names, block=e.blocks, noise=_NOISES)
-    if unknown := c.keys()-{'image','ratios','seed',*allowed}: raise ValueError(f'choose: got {", ".join(sorted(unknown))}; allowed dataset, image, block, ratios, noise, seed')
-    for key,values in allowed.items():
-        if c[key] not in values: raise ValueError(f'{key}: got {c[key]!r}, allowed {", ".join(map(str, values))}')
-    if not 0 <= c['image'] < len(e.items()): raise ValueError(f'image: got {c["image"]}, allowed 0 to {len(e.items())-1}')
-
-# %% ../nbs/36_visualization.ipynb #aa14fe5a
-def _look(e):
-    c, model = e.chosen, e.model
-    config = replace(e.config, ratios=c['ratios'], noise=c['noise'])
-    image = load_images([e.items()[c['image']]], model.image_size)/255
-    note = image_notes(model, normalize(image, model.mean, model.std).to(next(model.parameters()).device))[c['block']]
-    return image[0], note, training_mask(note, config, torch.Generator().manual_seed(c['seed']))
-
-def _draw(e):
-    c, fig = e.chosen, Figure(figsize=(9,2.7), dpi=80, layout='constrained')
-    show_token_panel(e.image, e.note, e.mask, fig.subplots(1, 4, width_ratios=(1,1,1.6,1.2)))
-    fig.suptitle(f'{c["dataset"]} {c["image"]}: {e.items()[c["image"]].classname}, block {c["block"]}, ratios {c["ratios"]}, noise {c["noise"]}', fontsize=9)
-    return fig
-
-# %% ../nbs/36_visualization.ipynb #51f2dc51
-def _widgets():
-    try: import ipywidgets
-    except ImportError: raise ValueError("explorer: 'ipywidgets' is not installed; expected the development requirements, pip install -e '.[dev]', or pip install ipywidgets") from None
-    return ipywidgets
-
-def _controls(e):
-    "One widget for each choice, by name, and the picture they change."
-    w, c = _widgets(), e.chosen
-    ratios = dict.fromkeys((c['ratios'], *RATIOS))
-    made = dict(dataset=w.Dropdown(options=e.names), image=w.IntSlider(max=len(e.items())-1, continuous_update=False), block=w.Dropdown(options=e.blocks),
-                ratios=w.Dropdown(options=[(' '.join(f'{r:g}' for r in o), o) for o in ratios]), noise=w.Dropdown(options=_NOISES), seed=w.IntSlider(min=1, max=20))
-    for key,widget in made.items(): widget.description, widget.value = key, c[key]
-    picture = w.Image(value=e.png())
-    def changed(key, value):
-        e.choose(**{key: value}, **(dict(image=0) if key == 'dataset' else {}))
-        if key == 'dataset': made['image'].value, made['image'].max = 0, len(e.items())-1
-        picture.value = e.png()
-    for key,widget in made.items(): widget.observe(lambda change, key=key: changed(key, change['new']), 'value')
-    return made, picture
-
-def _box(made, picture):
-    w, columns = _widgets(), (('dataset','image','block'), ('ratios','noise','seed'))
-    return w.VBox([w.HBox([w.VBox([made[k] for k in keys]) for keys in columns]), picture])
-
-# %% ../nbs/36_visualization.ipynb #07e4fc60
 class Explorer:
-    "One image in one block, under settings to play with: a figure, and in JupyterLab controls for it."
+    "One image in one block, under settings to play with: a figure, and in JupyterLab controls."
+    NOISES = ('none', 'log-gumbel', 'gumbel')
+
     def __init__(self,
-                 model:nn.Module,  # open_clip model with DRA modules
-                 datasets=SETS,    # names to choose from
-                 split='test',     # 'train', 'val' or 'test'
+                 model:nn.Module, # open_clip model with DRA modules
+                 datasets=SETS,   # names to choose from
+                 split='test',    # 'train', 'val' or 'test'
                 ):
-        modules = _image_modules(model)
-        self.model, self.names, self.split, self.blocks, self.config = model, tuple(datasets), split, sorted(modules), modules[min(modules)].config
-        self.chosen = dict(dataset=self.names[0], image=0, block=self.blocks[-1], ratios=self.config.ratios, noise='none', seed=1)
+        found = {name: m for name,m in adapters(model).items()
+                 if m.tower == 'image' and isinstance(m, DRA)}
+        if not found:
+            raise ValueError('model: got one without DRA modules in the image tower, '
+                             'allowed after add_dra(model)')
+        self.model = model
+        self.names = tuple(datasets)
+        self.split = split
+        self.blocks = [int(name.split('.')[1]) for name in found]
+        self.config = next(iter(found.values())).config
+        self.chosen = dict(dataset=self.names[0], image=0, block=self.blocks[-1],
+                           ratios=self.config.ratios, noise='none', seed=1)
         self.choose()
-    def items(self): return getattr(load_dataset(self.chosen['dataset']), self.split)
+
+    def items(self):
+        "The images to choose from."
+        return getattr(load_dataset(self.chosen['dataset']), self.split)
+
     def choose(self, **changes):
         "Change what is shown and draw it; a choice that cannot be is refused and changes nothing."
-        before, self.chosen = self.chosen, {**self.chosen, **changes}
-        try: _check(self); self.image, self.note, self.mask = _look(self)
-        except ValueError: self.chosen = before; raise
-        self.figure = _draw(self)
+        before = self.chosen
+        self.chosen = {**before, **changes}
+        try:
+            self.check()
+            self.look()
+        except ValueError:
+            self.chosen = before
+            raise
+        self.figure = self.draw()
         return self
-    def png(self): self.figure.savefig(out := io.BytesIO()); return out.getvalue()
-    def controls(self): return _box(*_controls(self))
+
+    def check(self):
+        "Refuse a choice that cannot be."
+        unknown = self.chosen.keys()-{'dataset', 'image', 'block', 'ratios', 'noise', 'seed'}
+        if unknown:
+            raise ValueError(f'choose: got {", ".join(sorted(unknown))}, allowed dataset, image, '
+                             'block, ratios, noise, seed')
+        check_choice('dataset', self.chosen['dataset'], self.names)
+        check_choice('block', self.chosen['block'], self.blocks)
+        check_choice('noise', self.chosen['noise'], self.NOISES)
+        last = len(self.items())-1
+        check_number('image', self.chosen['image'], least=0, most=last, whole=True)
+
+    def look(self):
+        "Run the image through the tower, and draw a mask."
+        c = self.chosen
+        config = replace(self.config, ratios=c['ratios'], noise=c['noise'])
+        images = load_images([self.items()[c['image']]], self.model.image_size)/255
+        device = next(self.model.parameters()).device
+        pixels = normalize(images, self.model.mean, self.model.std).to(device)
+        note = image_notes(self.model, pixels)[c['block']]
+        mask = training_mask(note, config, torch.Generator().manual_seed(c['seed']))
+        self.image = images[0]
+        self.note = note
+        self.mask = mask
+
+    def draw(self):
+        "The four parts in a figure."
+        c = self.chosen
+        fig = Figure(figsize=(9,2.7), dpi=80, layout='constrained')
+        axs = fig.subplots(1, 4, width_ratios=(1,1,1.6,1.2))
+        show_token_panel(self.image, self.note, self.mask, axs)
+        classname = self.items()[c['image']].classname
+        fig.suptitle(f'{c["dataset"]} {c["image"]}: {classname}, block {c["block"]}, '
+                     f'ratios {c["ratios"]}, noise {c["noise"]}', fontsize=9)
+        return fig
+
+    def png(self):
+        "The figure as the bytes of a PNG file."
+        out = io.BytesIO()
+        self.figure.savefig(out)
+        return out.getvalue()
+
+    def controls(self):
+        "Widgets for every choice, over the picture that they change."
+        return ExplorerControls(self).box
+
     def _repr_mimebundle_(self, include=None, exclude=None):
-        live = 'JPY_SESSION_NAME' in os.environ and find_spec('ipywidgets')      # set by Jupyter's server in the kernels it starts
-        return {'image/png': self.png(), **(self.controls()._repr_mimebundle_() if live else {})}
+        shown = {'image/png': self.png()}
+        # Jupyter's server sets the variable in the kernels it starts
+        if 'JPY_SESSION_NAME' in os.environ and find_spec('ipywidgets'):
+            shown.update(self.controls()._repr_mimebundle_())
+        return shown
+
+# %% ../nbs/36_visualization.ipynb #9ddc9beb
+class ExplorerControls:
+    "A widget for each choice of an explorer, by name, and the picture they change."
+    def __init__(self, explorer:Explorer):
+        try:
+            import ipywidgets
+        except ImportError:
+            raise ValueError("explorer: got an environment without 'ipywidgets', allowed after "
+                             'pip install ipywidgets') from None
+        self.explorer = explorer
+        chosen = explorer.chosen
+        ratios = {}
+        for row in (chosen['ratios'], *RATIOS):
+            ratios[' '.join(map('{:g}'.format, row))] = row
+        last = len(explorer.items())-1
+        self.widgets = dict(
+            dataset=ipywidgets.Dropdown(options=explorer.names),
+            image=ipywidgets.IntSlider(max=last, continuous_update=False),
+            block=ipywidgets.Dropdown(options=explorer.blocks),
+            ratios=ipywidgets.Dropdown(options=list(ratios.items())),
+            noise=ipywidgets.Dropdown(options=explorer.NOISES),
+            seed=ipywidgets.IntSlider(min=1, max=20))
+        self.picture = ipywidgets.Image(value=explorer.png())
+        for key,widget in self.widgets.items():
+            widget.description = key
+            widget.value = chosen[key]
+            widget.observe(self.turned, 'value')
+        made = list(self.widgets.values())
+        columns = [ipywidgets.VBox(made[:3]), ipywidgets.VBox(made[3:])]
+        self.box = ipywidgets.VBox([ipywidgets.HBox(columns), self.picture])
+
+    def turned(self, change):
+        "A widget was changed: the explorer follows, and the picture."
+        key = change['owner'].description
+        if key == 'dataset':        # another set begins at its first image
+            self.explorer.choose(dataset=change['new'], image=0)
+            self.widgets['image'].value = 0
+            self.widgets['image'].max = len(self.explorer.items())-1
+        else:
+            self.explorer.choose(**{key: change['new']})
+        self.picture.value = self.explorer.png()
