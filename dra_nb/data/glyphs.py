@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIZE', 'SETS', 'SHIFTS', 'ROLES', 'VERSION', 'Artwork', 'hash_numbers', 'uniform_numbers', 'artwork',
            'drawings_for_pretraining', 'classnames', 'held_out', 'per_class', 'n_images', 'labels', 'Difficulty',
-           'difficulty_of', 'UniformDraws', 'drawings_in', 'compose', 'foreground_mask', 'glyph_address', 'is_glyph',
-           'parse_glyph', 'compose_pretraining', 'family_of', 'show_images', 'attribution']
+           'difficulty_of', 'UniformDraws', 'monochrome', 'paint', 'drawings_in', 'compose', 'foreground_mask',
+           'glyph_address', 'is_glyph', 'parse_glyph', 'compose_pretraining', 'family_of', 'show_images', 'attribution']
 
 # %% ../../nbs/10_glyphs.ipynb #7ea1180b
 import io
@@ -300,27 +300,44 @@ def _place(u, pixels, difficulty):
     grid = F.affine_grid(torch.stack([row_x, row_y], 1), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels.float()/255, grid, align_corners=False)
 
-# %% ../../nbs/10_glyphs.ipynb #3a5ee1fc
+# %% ../../nbs/10_glyphs.ipynb #ec8acaa6
 @lru_cache
 def _artwork_on(device):
     "Pixels of all drawings, and which are monochrome, moved to the device once."
     a = artwork()
-    mono_styles = torch.tensor([s['style'] in _MONO for s in a.styles])
-    return a.pixels.to(device), mono_styles[a.style].to(device)
+    return a.pixels.to(device), monochrome(torch.arange(len(a.style))).to(device)
 
 def _render(seed, drawings, difficulty):
     "Pixels (B,3,64,64) in [0,1] and coverage (B,1,64,64), from a seed and a drawing per image."
     pixels, mono = _artwork_on(seed.device)
+    return paint(seed, pixels[drawings], mono[drawings], difficulty)
+
+# %% ../../nbs/10_glyphs.ipynb #cf5c6d87
+def monochrome(
+    drawings:Tensor   # (B,) int64
+)->Tensor:            # (B,) bool
+    "Which drawings have one colour only, so that a composition may choose it."
+    a = artwork()
+    mono_styles = torch.tensor([s['style'] in _MONO for s in a.styles])
+    return mono_styles[a.style[drawings]]
+
+def paint(
+    seed:Tensor,     # (B,) int64, one an image
+    pixels:Tensor,   # (B,4,64,64) uint8: drawings, their colour premultiplied by their coverage
+    mono:Tensor,     # (B,) bool: drawings of which only the coverage counts
+    difficulty:Difficulty=Difficulty()   # how hard
+)->tuple:            # (B,3,64,64) in [0,1], and (B,1,64,64) how much of the drawing is seen
+    "Any drawings on backgrounds: what a composition is, from a seed and pixels per image."
     clutter, shapes = difficulty.clutter, difficulty.clutter + difficulty.cover
     u = UniformDraws(seed, 100+20*shapes)
     image = _background(u)
     dark = (image.mean((1, 2, 3)) < .5)[:, None, None, None]
     for k in range(clutter):
         image = torch.lerp(image, u.colour(110+20*k), _shape(u, k))
-    placed = _place(u, pixels[drawings], difficulty)
+    placed = _place(u, pixels, difficulty)
     colour, alpha = placed[:, :3], placed[:, 3:]
     ink = u.colour(64)*.3 + dark*.7                     # light ink on dark ground, dark on light
-    colour = torch.where(mono[drawings][:, None, None, None], ink*alpha, colour)
+    colour = torch.where(mono[:, None, None, None], ink*alpha, colour)
     image = colour + image*(1-alpha)
     for k in range(clutter, shapes):
         cover = _shape(u, k, reach=.7)
