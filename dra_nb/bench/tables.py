@@ -107,16 +107,20 @@ def difference_table(
     records:list,                  # of one protocol
     metrics=('base', 'new', 'hm'), # columns
     format='markdown',             # as for `to_table`
-    digits=2                       # after the point
+    digits=2,                      # after the point
+    pairs=None                     # (a, b) for rows a − b; each with those before it if None
 )->str:                            # empty with one method
     "Mean paired differences between methods."
+    if pairs is None:
+        methods = dict.fromkeys(r.method for r in records)
+        pairs = [(b, a) for a,b in combinations(methods, 2)]
     rows = []
-    for a,b in combinations(dict.fromkeys(r.method for r in records), 2):
+    for a,b in pairs:
         if not paired_differences(records, a, b, metrics[0]):
             continue
-        row = {'difference': f'{b} − {a}'}
+        row = {'difference': f'{a} − {b}'}
         for metric in metrics:
-            mean, half = mean_paired_difference(records, b, a, metric)
+            mean, half = mean_paired_difference(records, a, b, metric)
             text = f'{mean:+.{digits}f}'
             row[metric] = text if math.isinf(half) else f'{text} ± {half:.{digits}f}'
         rows.append(row)
