@@ -1,4 +1,4 @@
-"""The explorer's controls without a browser: a widget's value is set, and the picture and its data follow."""
+"""The explorer's controls without a browser: a widget's value is set; picture and data follow."""
 import io
 import sys
 from dataclasses import replace
@@ -7,65 +7,79 @@ import pytest
 import torch
 from PIL import Image
 
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip
 from dra_nb.data import load_dataset
 from dra_nb.dra import DRAConfig, add_dra
-from dra_nb.visualization import Explorer, _controls
+from dra_nb.visualization import Explorer, ExplorerControls
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip
+
+TINY = GlyphClipConfig(embed_dim=32, width=48, layers=4, head_width=16, context=16, image_size=32)
+CHANGES = [('dataset', 'food'), ('image', 30), ('block', 3), ('ratios', (1., .5)),
+           ('noise', 'gumbel')]
 
 
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
-    clip = build_glyph_clip(GlyphClipConfig(embed_dim=32, width=48, layers=4, head_width=16, context=16, image_size=32)).eval()
-    return add_dra(clip, replace(DRAConfig.recommended(), rank=8, start=3), torch.Generator().manual_seed(1))
+    clip = build_glyph_clip(TINY).eval()
+    config = replace(DRAConfig.recommended(), rank=8, start=3)
+    return add_dra(clip, config, torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def explorer(model): return Explorer(model, ('vehicles', 'food'))
+def explorer(model):
+    return Explorer(model, ('vehicles', 'food'))
 
 
-def size(png): return Image.open(io.BytesIO(png)).size
-
-
-@pytest.mark.parametrize('key,value', [('dataset', 'food'), ('image', 30), ('block', 3), ('ratios', (1., .5)), ('noise', 'gumbel')])
-def test_a_widget_changes_picture_and_data(explorer, key, value):
+@pytest.fixture
+def controls(explorer):
     pytest.importorskip('ipywidgets')
-    widgets, picture = _controls(explorer)
-    mask, png = explorer.mask, picture.value
-    widgets[key].value = value
+    return ExplorerControls(explorer)
+
+
+def size(png):
+    return Image.open(io.BytesIO(png)).size
+
+
+@pytest.mark.parametrize('key, value', CHANGES)
+def test_a_widget_changes_picture_and_data(explorer, controls, key, value):
+    mask = explorer.mask
+    png = controls.picture.value
+    controls.widgets[key].value = value
     assert explorer.chosen[key] == value
-    assert not torch.equal(explorer.mask, mask) and picture.value != png
-    assert picture.value == explorer.png() and size(png) == size(picture.value)
+    assert not torch.equal(explorer.mask, mask)
+    assert controls.picture.value != png
+    assert controls.picture.value == explorer.png()
+    assert size(png) == size(controls.picture.value)
 
 
-def test_seed_changes_noisy_draws_only(explorer):
-    pytest.importorskip('ipywidgets')
-    widgets, _ = _controls(explorer)
+def test_seed_changes_noisy_draws_only(explorer, controls):
     mask = explorer.mask
-    widgets['seed'].value = 5
+    controls.widgets['seed'].value = 5
     assert torch.equal(explorer.mask, mask)
-    widgets['noise'].value = 'gumbel'
+    controls.widgets['noise'].value = 'gumbel'
     mask = explorer.mask
-    widgets['seed'].value = 6
+    controls.widgets['seed'].value = 6
     assert not torch.equal(explorer.mask, mask)
 
 
-def test_another_set_starts_at_its_first_image(explorer):
-    pytest.importorskip('ipywidgets')
-    widgets, _ = _controls(explorer)
-    widgets['image'].value = widgets['image'].max
-    widgets['dataset'].value = 'food'
-    assert (explorer.chosen['dataset'], explorer.chosen['image'], widgets['image'].value) == ('food', 0, 0)
-    assert widgets['image'].max == len(load_dataset('food').test)-1
-    widgets['image'].value = widgets['image'].max
-    assert explorer.chosen['image'] == widgets['image'].max
+def test_another_set_starts_at_its_first_image(explorer, controls):
+    image = controls.widgets['image']
+    image.value = image.max
+    controls.widgets['dataset'].value = 'food'
+    assert explorer.chosen['dataset'] == 'food'
+    assert explorer.chosen['image'] == image.value == 0
+    assert image.max == len(load_dataset('food').test)-1
+    image.value = image.max
+    assert explorer.chosen['image'] == image.max
 
 
 def test_controls_hold_every_choice_and_the_picture(explorer):
     widgets = pytest.importorskip('ipywidgets')
     choices, picture = explorer.controls().children
-    assert {w.description for box in choices.children for w in box.children} == set(explorer.chosen)
-    assert isinstance(picture, widgets.Image) and picture.value == explorer.png()
+    shown = {widget.description for box in choices.children for widget in box.children}
+    assert shown == set(explorer.chosen)
+    assert isinstance(picture, widgets.Image)
+    assert picture.value == explorer.png()
 
 
 def test_widgets_only_where_a_notebook_is_open(explorer, monkeypatch):
@@ -74,11 +88,27 @@ def test_widgets_only_where_a_notebook_is_open(explorer, monkeypatch):
     assert list(explorer._repr_mimebundle_()) == ['image/png']
     monkeypatch.setenv('JPY_SESSION_NAME', 'nbs/36_visualization.ipynb')
     shown = explorer._repr_mimebundle_()
-    assert shown['image/png'] == explorer.png() and 'application/vnd.jupyter.widget-view+json' in shown
+    assert shown['image/png'] == explorer.png()
+    assert 'application/vnd.jupyter.widget-view+json' in shown
 
 
 def test_without_ipywidgets(explorer, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
-    with pytest.raises(ValueError, match=r"^explorer: 'ipywidgets' is not installed; .*\Z"): explorer.controls()
+    with pytest.raises(ValueError, match=r"^explorer: .*without 'ipywidgets', allowed .*\Z"):
+        explorer.controls()
     monkeypatch.setenv('JPY_SESSION_NAME', 'nbs/36_visualization.ipynb')
     assert list(explorer._repr_mimebundle_()) == ['image/png']
+
+
+@pytest.mark.parametrize('wrong, why', [
+    (dict(block=1), 'block: got 1, allowed 3, 4'), (dict(dataset='cars'), "allowed 'vehicles'"),
+    (dict(image=-1), 'image: got -1'), (dict(image=True), 'image: got True'),
+    (dict(noise=None), 'noise: got None'), (dict(ratios=(2.,)), r'\(0,1\]'),
+    (dict(colour=1), 'choose: got colour')])
+def test_a_choice_that_cannot_be_changes_nothing(explorer, wrong, why):
+    chosen = dict(explorer.chosen)
+    png = explorer.png()
+    with pytest.raises(ValueError, match=why):
+        explorer.choose(**wrong)
+    assert explorer.chosen == chosen
+    assert explorer.png() == png
