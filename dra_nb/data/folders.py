@@ -22,7 +22,7 @@ def own_name(
     "The name a data set of one's own goes by: never that of an embedded or public one."
     return f'{name} (own)' if name in (*SETS, *SHIFTS, *REAL) else name
 
-# %% ../../nbs/51_folders.ipynb #9fbfc8c9
+# %% ../../nbs/51_folders.ipynb #27696ef8
 SPLIT_NAMES = dict(train='train', training='train', val='val', valid='val', validation='val',
                    test='test', testing='test')    # lower-case name → list of a `Dataset`
 
@@ -52,10 +52,11 @@ def _class_folders(root):
     if len(found) < 2:
         loose = sum(is_image_name(p.name) for p in Path(root).iterdir())
         also = f' and {loose} image(s) beside' if loose else ''
-        raise ValueError(f'root: {root} holds {len(found)} class folder(s){also}, at least 2 are needed')
+        raise ValueError(f'root: {root} holds {len(found)} class folder(s){also}, '
+                         'at least 2 are needed')
     return found
 
-# %% ../../nbs/51_folders.ipynb #f9168489
+# %% ../../nbs/51_folders.ipynb #ff103e33
 def _split_folders(root):
     "train, val and test → folder, where `root` is cut already; {} where it holds classes."
     found = {}
@@ -67,7 +68,8 @@ def _split_folders(root):
         return {}
     for part,names in found.items():
         if len(names) > 1:
-            raise ValueError(f'root: {root} holds {" and ".join(names)}, one of them is needed as {part}')
+            both = ' and '.join(names)
+            raise ValueError(f'root: {root} holds {both}, one of them is needed as {part}')
     missing = [part for part in ('train', 'test') if part not in found]
     if missing:
         there = ' and '.join(f'{names[0]}/' for names in found.values())
@@ -75,9 +77,9 @@ def _split_folders(root):
     return {part: Path(root)/names[0] for part,names in found.items()}
 
 def load_folder(
-    root,                            # folder of class folders, or of train/, val/ and test/ holding them
-    name=None,                       # name of the data set; the folder's if None
-    template='a photo of a {}.'      # prompt with one {}
+    root,                        # folder of class folders, or of train/, val/, test/ with them
+    name=None,                   # name of the data set; the folder's if None
+    template='a photo of a {}.'  # prompt with one {}
 )->Dataset:
     "Your own images as a `Dataset`."
     root = Path(root)
@@ -89,19 +91,24 @@ def load_folder(
         for part,found in parts.items():
             unknown = sorted(set(found) - set(parts['train']))
             if unknown:
-                raise ValueError(f'root: class {unknown[0]!r} of {split[part].name}/ has no folder in {split["train"]}')
+                raise ValueError(f'root: class {unknown[0]!r} of {split[part].name}/ has no folder '
+                                 f'in {split["train"]}')
     else:
         parts = dict(train={}, val={}, test={})
         for classname,paths in _class_folders(root).items():
-            parts['train'][classname], parts['val'][classname], parts['test'][classname] = cut_class(paths, root)
+            for found,some in zip(parts.values(), cut_class(paths, root)):
+                found[classname] = some
     classes = sorted(parts['train'])
     lists = []
     for part in ('train', 'val', 'test'):
         found = parts.get(part, {})
-        lists.append([Item(p, label, c) for label,c in enumerate(classes) for p in found.get(c, [])])
+        items = []
+        for label,classname in enumerate(classes):
+            items += [Item(path, label, classname) for path in found.get(classname, [])]
+        lists.append(items)
     return Dataset(*lists, classes, template, own_name(name or root.resolve().name))
 
-# %% ../../nbs/51_folders.ipynb #adcb09e7
+# %% ../../nbs/51_folders.ipynb #dbaa81d5
 def read_text(
     path    # of a text file
 )->str:
@@ -141,13 +148,14 @@ def _table(path):
             break
     else:
         first = text.strip().partition('\n')[0].strip()[:100]
-        raise ValueError(f'{path}: got the header {first!r}, needed are the columns path and class (split is optional)')
+        raise ValueError(f'{path}: got the header {first!r}, needed are the columns path and class '
+                         '(split is optional)')
     if len(rows) < 2:
         raise ValueError(f'{path}: has a header and no line below it')
     for line,cells in rows[1:]:
         if len(cells) > len(header):
-            raise ValueError(f'{path}: line {line} has {len(cells)} values for {len(header)} columns; '
-                             f'a value that holds {delimiter!r} needs quotes around it')
+            raise ValueError(f'{path}: line {line} has {len(cells)} values for {len(header)} '
+                             f'columns; a value with {delimiter!r} needs quotes around it')
     return [(line, dict(zip(header, cells))) for line,cells in rows[1:]]
 
 def _csv_rows(path):
@@ -158,7 +166,8 @@ def _csv_rows(path):
         if not image or not classname:
             raise ValueError(f'{path}: line {line} lacks a path or a class')
         if split and split.lower() not in SPLIT_NAMES:
-            raise ValueError(f'{path}: line {line} has the split {split!r}; allowed are train, val and test')
+            raise ValueError(f'{path}: line {line} has the split {split!r}; '
+                             'allowed are train, val and test')
         rows.append((line, image, classname, SPLIT_NAMES.get(split.lower(), '')))
     if len({bool(split) for *_,split in rows}) == 2:
         raise ValueError(f'{path}: some lines have a split and some have none')

@@ -138,12 +138,14 @@ def _roles(cls, style, meta):
             role[i] = roles[dealt[i]]
     return role
 
-# %% ../../nbs/10_glyphs.ipynb #06c69b4e
+# %% ../../nbs/10_glyphs.ipynb #d3801e51
 def drawings_for_pretraining()->tuple: # (P,) drawings and (P,) their classes
     "All drawings pre-training may use: the role says so and the class is not held out."
     a = artwork()
-    roles_and_classes = zip(a.role.tolist(), a.cls.tolist())
-    allowed = [i for i, (r, c) in enumerate(roles_and_classes) if r == _PRETRAIN and not _held_out(c)]
+    allowed = []
+    for i, (role, cls) in enumerate(zip(a.role.tolist(), a.cls.tolist())):
+        if role == _PRETRAIN and not _held_out(cls):
+            allowed.append(i)
     drawings = torch.tensor(allowed)
     return drawings, a.cls[drawings]
 
@@ -187,12 +189,12 @@ def held_out(
     seen = set(drawings_for_pretraining()[1].tolist())
     return torch.tensor([c not in seen for c in _table(name)[0]])
 
-# %% ../../nbs/10_glyphs.ipynb #2aa638d8
+# %% ../../nbs/10_glyphs.ipynb #81b85348
 def per_class(
     name:str,   # one of `SETS` or `SHIFTS`
     split:str   # 'train', 'val' or 'test'
 )->int:         # images of each class
-    "Images a class: 20 to draw shots from, 4 to validate on, in test what makes 1,000 in all (at least 4)."
+    "Images a class: 20 in train, 4 in val, in test what makes 1,000 in all, at least 4."
     if split not in ('train', 'val', 'test'):
         raise ValueError(f"split: got {split!r}, allowed are train, val, test")
     if name in SHIFTS and split != 'test':
@@ -230,15 +232,16 @@ def difficulty_of(
     "How hard the compositions of a set are."
     return _HARDER.get(name, Difficulty())
 
-# %% ../../nbs/10_glyphs.ipynb #752851b5
+# %% ../../nbs/10_glyphs.ipynb #abb19f4a
 class UniformDraws:
-    "Uniform numbers in [0,1), a numbered hash each: `u(7)` is the same (B,) tensor whenever it is asked for."
+    "Uniform numbers in [0,1), a numbered hash each: `u(7)` is always the same (B,) tensor."
     def __init__(self,
                  seed:Tensor,  # (B,) int64, one an image
                  n:int=100     # how many numbers an image
                 ):
         self.device = seed.device
-        self.table = uniform_numbers(seed, torch.arange(n, device=seed.device))   # (B,n), all at once
+        numbers = torch.arange(n, device=seed.device)
+        self.table = uniform_numbers(seed, numbers)      # (B,n), all at once
     def __call__(self, which:int):
         "(B,) draw `which` of every image."
         return self.table[:, which]
@@ -300,7 +303,7 @@ def _place(u, pixels, difficulty):
     grid = F.affine_grid(torch.stack([row_x, row_y], 1), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels.float()/255, grid, align_corners=False)
 
-# %% ../../nbs/10_glyphs.ipynb #ec8acaa6
+# %% ../../nbs/10_glyphs.ipynb #37b56a90
 @lru_cache
 def _artwork_on(device):
     "Pixels of all drawings, and which are monochrome, moved to the device once."
@@ -312,7 +315,7 @@ def _render(seed, drawings, difficulty):
     pixels, mono = _artwork_on(seed.device)
     return paint(seed, pixels[drawings], mono[drawings], difficulty)
 
-# %% ../../nbs/10_glyphs.ipynb #cf5c6d87
+# %% ../../nbs/10_glyphs.ipynb #0be1196b
 def monochrome(
     drawings:Tensor   # (B,) int64
 )->Tensor:            # (B,) bool
@@ -393,7 +396,7 @@ def _compose(seed, drawings, difficulty):
     images, alphas = zip(*rendered)
     return torch.cat(images), torch.cat(alphas)
 
-# %% ../../nbs/10_glyphs.ipynb #27bc5526
+# %% ../../nbs/10_glyphs.ipynb #2ce0f650
 def compose(
     name:str,          # one of `SETS` or `SHIFTS`
     split:str,         # 'train', 'val' or 'test'
@@ -409,7 +412,8 @@ def compose(
     seed = _seed(name, split, indices).to(device)
     images, _ = _compose(seed, drawings, difficulty_of(name))
     if size != SIZE:
-        images = F.interpolate(images, size=(size, size), mode='bicubic', antialias=True).clamp(0, 1)
+        images = F.interpolate(images, size=(size, size), mode='bicubic', antialias=True)
+        images = images.clamp(0, 1)
     return (images*255).round().byte()
 
 def foreground_mask(

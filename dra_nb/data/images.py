@@ -6,7 +6,7 @@
 __all__ = ['file_problem', 'open_image', 'image_size', 'missing_images', 'check_images_exist', 'load_images', 'TestImages',
            'TrainingImages', 'normalize']
 
-# %% ../../nbs/50_images.ipynb #da05a315
+# %% ../../nbs/50_images.ipynb #796001e7
 import os
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from . import glyphs
-from .glyphs import hash_numbers, is_glyph, parse_glyph
+from .glyphs import is_glyph, parse_glyph
+from ..seeds import seed_for
 
 # %% ../../nbs/50_images.ipynb #38ff4caa
 def _looks_like(start):
@@ -119,14 +120,14 @@ def check_images_exist(
         raise ValueError(f'images: {len(missing)} of {n} are not there, the first is {missing[0]}; '
                          f'`dra-nb data check {name or "…"}` lists what is missing')
 
-# %% ../../nbs/50_images.ipynb #ca070a20
+# %% ../../nbs/50_images.ipynb #0f50bc0e
 def _is_before_tensor(step):
     "Does this step of a transform still give a picture?"
     name = type(step).__name__
     return 'ToTensor' not in name and 'ToImage' not in name and 'Normalize' not in name
 
 def _resizing(preprocess, size):
-    "The steps of a test transform that come before the tensor; shorter side and centre if there is none."
+    "The steps of a test transform before the tensor; shorter side and centre if there is none."
     if preprocess is None:
         bicubic = v2.InterpolationMode.BICUBIC
         return v2.Compose([v2.Resize(size, bicubic, antialias=True), v2.CenterCrop(size)])
@@ -143,7 +144,7 @@ def _pixels(im):
     "(3,H,W) uint8 of a picture."
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
-# %% ../../nbs/50_images.ipynb #8faefa1a
+# %% ../../nbs/50_images.ipynb #ceece7da
 @lru_cache(maxsize=24)
 def _composed(name, split, indices, size):
     "Compositions of one set, (B,3,S,S) uint8."
@@ -166,7 +167,8 @@ def _read_resized(path, resize, size):
     "A file as at test time, (3,S,S) uint8."
     x = _pixels(resize(open_image(path)))
     if x.shape != (3, size, size):
-        raise ValueError(f'preprocess: gives images of {x.shape[2]}×{x.shape[1]} pixels, wanted are {size}×{size}')
+        raise ValueError(f'preprocess: gives {x.shape[2]}×{x.shape[1]} pixels, '
+                         f'wanted are {size}×{size}')
     return x
 
 def load_images(
@@ -190,7 +192,7 @@ def load_images(
             pixels.update(zip(files, pool.map(read, files)))
     return torch.stack([pixels[row] for row in range(len(items))])
 
-# %% ../../nbs/50_images.ipynb #34461d8d
+# %% ../../nbs/50_images.ipynb #2c798fac
 def _row_list(rows):
     "Numbers of images, as a list."
     return torch.as_tensor(rows).tolist()
@@ -201,7 +203,7 @@ def _to_batch(pixels):
     return torch.stack(done).float()/255
 
 class TestImages:
-    "The images of a list of items as at test time: compositions made once, files read when asked for."
+    "A list of items as at test time: compositions made once, files read when asked for."
     __test__ = False                           # no test case, whatever pytest makes of the name
     def __init__(self,
                  items:list,       # at least one, of any kind
@@ -243,20 +245,17 @@ class TestImages:
         rows = tuple(_row_list(rows))
         return _to_batch(self.ahead.pop(rows, None) or self._start(rows))
 
-# %% ../../nbs/50_images.ipynb #07757d6b
-_CROPS = 21    # what the hash of a crop begins with, so that it is no other hash's number
-
+# %% ../../nbs/50_images.ipynb #269ab48b
 def _crop_seeds(seed, epoch, rows):
     "A number for the generator, for every image."
-    hashed = hash_numbers(_CROPS, seed, epoch, torch.as_tensor(rows, dtype=torch.long))
-    return (hashed % 2**32).tolist()
+    return [seed_for('crop', seed, f'{epoch}/{row}') for row in rows]
 
 def _draw_crops(crop, flip, sizes, seeds):
     "(top, left, height, width, mirrored) that torchvision draws for images of these sizes."
     drawn = []
-    with torch.random.fork_rng(devices=[]):                      # the numbers of others stay as they are
+    with torch.random.fork_rng(devices=[]):   # the numbers of others stay as they are
         for (height, width), seed in zip(sizes, seeds):
-            torch.default_generator.manual_seed(seed)            # of the CPU; manual_seed would set a GPU's too
+            torch.default_generator.manual_seed(seed)   # torch.manual_seed sets a GPU's too
             blank = torch.empty(3, height, width, device='meta')
             box = crop.get_params(blank, crop.scale, crop.ratio)
             mirrored = torch.rand(1).item() < flip
@@ -276,17 +275,18 @@ def _read_crop(path, drawn, size, expected):
     image = open_image(path)
     width, height = image.size
     if (height, width) != expected:
-        raise ValueError(f'image: {path} is {width}×{height} pixels large, it was {expected[1]}×{expected[0]} before')
+        raise ValueError(f'image: {path} has {width}×{height} pixels, '
+                         f'it had {expected[1]}×{expected[0]} before')
     return _crop_and_flip(image, drawn, size)
 
-# %% ../../nbs/50_images.ipynb #d0ad9b26
+# %% ../../nbs/50_images.ipynb #8539ce38
 class TrainingImages:
     "Random crops of a list of items, each a function of (seed, epoch, row)."
     def __init__(self,
                  items:list,     # at least one, of any kind
                  size:int,       # side, pixels
                  seed:int,       # of the run
-                 config,         # has `area` and `ratio` of the crops and `flip`, the share of mirrored ones
+                 config,         # its `area` and `ratio` of crops, `flip`: share of mirrored ones
                  workers:int=4   # threads that read files
                 ):
         if not items:

@@ -45,7 +45,7 @@ def is_image_name(
     suffix = os.path.splitext(name)[1].lower()
     return suffix in IMAGE_SUFFIXES and not name.startswith('.')
 
-# %% ../../nbs/11_data.ipynb #3aa4d5c8
+# %% ../../nbs/11_data.ipynb #212fb747
 def stays_inside(
     path    # from a list that somebody else wrote
 )->bool:
@@ -57,13 +57,14 @@ def stays_inside(
 
 def _check_entry(entry, part, source):
     "Refuse what is not [path, label, class name]."
+    wrong = f'{source}: {part} holds {entry!r}'
     if not isinstance(entry, (list, tuple)) or len(entry) != 3:
-        raise ValueError(f'{source}: {part} holds {entry!r}; an entry must be [path, label, class name]')
+        raise ValueError(f'{wrong}; an entry must be [path, label, class name]')
     path, label, name = entry
     if type(label) is not int or not isinstance(name, str):           # True is an int to Python
-        raise ValueError(f'{source}: {part} holds {entry!r}; an entry must be [path, label, class name]')
+        raise ValueError(f'{wrong}; an entry must be [path, label, class name]')
     if not name.strip():
-        raise ValueError(f'{source}: {part} holds {entry!r}; a class name must not be blank')
+        raise ValueError(f'{wrong}; a class name must not be blank')
     if not stays_inside(path):
         raise ValueError(f'{source}: {part} names {path!r}, which leaves the image folder; '
                          'allowed are plain relative paths')
@@ -96,7 +97,7 @@ def as_dataset(
     classnames = [names[i] for i in range(n)]
     return Dataset(*lists, classnames, name=name, field_template=field_template)
 
-# %% ../../nbs/11_data.ipynb #a6dfb956
+# %% ../../nbs/11_data.ipynb #83c16df2
 def read_split(
     path,               # split file, .json or .json.gz
     root='',            # image folder to put before every path
@@ -119,10 +120,11 @@ def read_split(
     keys = ('train', 'val', 'test')
     missing = [k for k in keys if not isinstance(parts.get(k), list)]
     if missing:
-        raise ValueError(f'{path}: has no list {", ".join(missing)}; needed are train, val and test')
+        absent = ', '.join(missing)
+        raise ValueError(f'{path}: has no list {absent}; needed are train, val and test')
     return as_dataset([parts[k] for k in keys], root, path, name, field_template)
 
-# %% ../../nbs/11_data.ipynb #07afa591
+# %% ../../nbs/11_data.ipynb #b61af41a
 def keep_classes(
     dataset:Dataset,  # any
     labels:list       # of the classes to keep, in the order they are to have
@@ -143,13 +145,13 @@ def base_new(
     labels = sorted({o.label for o in dataset.train or dataset.test})
     n = len(labels)
     if n < 4:
-        name = f'{dataset.name} has ' if dataset.name else 'got '
-        raise ValueError(f'dataset: {name}{n} class{"" if n == 1 else "es"}, base-to-new needs at least 4 '
+        name = dataset.name or 'a set'
+        raise ValueError(f'dataset: got {name} with {n} class(es), base-to-new needs at least 4 '
                          '(a half of one class has nothing to choose from)')
     m = (n+1)//2
     return keep_classes(dataset, labels[:m]), keep_classes(dataset, labels[m:])
 
-# %% ../../nbs/11_data.ipynb #e49a2d90
+# %% ../../nbs/11_data.ipynb #84d25df8
 def few_shot(
     items:list,   # items of all classes
     shots:int,    # images per class
@@ -170,8 +172,8 @@ def few_shot(
         elif fewer:
             drawn += group
         else:
-            raise ValueError(f'shots: class {group[0].classname!r} has {len(group)} training images, '
-                             f'fewer than the {shots} shots asked for')
+            raise ValueError(f'shots: class {group[0].classname!r} has {len(group)} training '
+                             f'images, fewer than the {shots} shots asked for')
     return drawn
 
 # %% ../../nbs/11_data.ipynb #2f12daf2

@@ -14,7 +14,7 @@ from .glyphs import SETS, SHIFTS, classnames, glyph_address, labels
 from .items import Dataset, Item
 from .public import REAL, load_public
 
-# %% ../../nbs/53_load.ipynb #bf664b99
+# %% ../../nbs/53_load.ipynb #52e9b206
 def _embedded_items(name, split, classes):
     "The items of a split of an embedded set."
     if split != 'test' and name in SHIFTS:           # shifted versions of `general` are tests only
@@ -33,11 +33,12 @@ def _unknown(name):
     known = (*SETS, *SHIFTS, *REAL)
     near = get_close_matches(str(name).lower(), known, 1)
     meant = f' (did you mean {near[0]!r}?)' if near else ''
-    return ValueError(f'name: unknown data set {str(name)!r}{meant}; allowed: {", ".join((*SETS, *SHIFTS))}; '
-                      f'with a root {", ".join(REAL)}; or your own folder of class folders or CSV file')
+    embedded, public = ', '.join((*SETS, *SHIFTS)), ', '.join(REAL)
+    return ValueError(f'name: unknown data set {str(name)!r}{meant}; allowed: {embedded}; '
+                      f'with a root {public}; or your own folder of class folders or CSV file')
 
 def load_dataset(
-    name,       # an embedded set, a public one, or your own: a folder of class folders or a CSV file
+    name,       # of an embedded or public set, or your own folder of class folders or CSV file
     root=None   # folder that holds the public sets; or your own images, then `name` is only a name
 )->Dataset:
     "A data set by name, folder or file."
