@@ -642,7 +642,7 @@ def _image_folder(known, folders, paths):
             best, best_score = folder, score
     return best
 
-# %% ../../nbs/17_datasets.ipynb #5b4dd224
+# %% ../../nbs/17_datasets.ipynb #715d4b89
 def _public_set(name):
     "What is known about the set of this name."
     if name not in PUBLIC_SETS:
@@ -682,7 +682,8 @@ def find_set(name,  # one of `PUBLIC_SETS`
     if images is None:
         _refuse_missing(name, root, met)
     around = [folder for folder in (images, *images.parents) if folder.is_relative_to(root)]
-    folder = images if '' in known.images else images.parent
+    inner = [_plain(image) for image in known.images if image]
+    folder = images.parent if _plain(images.name) in inner else images
     for candidate in around:
         if known.lists and (candidate/known.lists).exists():
             folder = candidate
