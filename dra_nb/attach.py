@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from .clip import Tower, image_tower, text_tower
 
-# %% ../nbs/19_attach.ipynb #277f2ff0
+# %% ../nbs/19_attach.ipynb #5c85faa5
 def towers(
     model:nn.Module  # an open_clip CLIP
 )->dict:             # 'image' and 'text' → `Tower`
     "Both towers, if they are of the kind that training can run."
     if not hasattr(model, 'visual'):
         kind = type(model).__name__
-        raise ValueError(f'model: got {kind}, allowed are CLIPs of open_clip with vision transformers')
+        raise ValueError(f'model: got {kind},'
+                         ' allowed are CLIPs of open_clip with vision transformers')
     return dict(image=image_tower(model), text=text_tower(model))
 
 # %% ../nbs/19_attach.ipynb #a3dbaf12
@@ -80,7 +81,7 @@ def unfreeze(
         if n in flags:
             p.requires_grad_(flags[n])
 
-# %% ../nbs/19_attach.ipynb #973b1a00
+# %% ../nbs/19_attach.ipynb #b4abb1ce
 PLACES = ('attention', 'mlp', 'block')
 
 def attached(
@@ -95,13 +96,15 @@ def attached(
 def _check_attachable(model, start, chosen):
     "Refuse a model that carries something, or has too few blocks."
     if attached(model):
-        raise ValueError('model: got one that already carries adapters, allowed after remove_dra(model)')
+        raise ValueError('model: got one that already carries adapters,'
+                         ' allowed after remove_dra(model)')
     if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()):
         raise ValueError('model: got gradient checkpointing switched on, allowed without')
     for name in chosen:
         blocks = len(towers(model)[name].blocks)
         if start > blocks:
-            raise ValueError(f'start: got {start}, allowed 1 to {blocks}, the blocks of the {name} encoder')
+            raise ValueError(f'start: got {start}, allowed 1 to {blocks},'
+                             f' the blocks of the {name} encoder')
 
 def attach(
     model:nn.Module,           # an open_clip CLIP; frozen, changed in place

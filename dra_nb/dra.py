@@ -28,9 +28,9 @@ from .scoring import down_project, token_scores
 from .seeds import generator_for
 from .sorting import descending_order, gumbel_noise, noisy_scores, soft_permutation
 
-# %% ../nbs/07_dra.ipynb #7e1b4385
+# %% ../nbs/07_dra.ipynb #97f9d6f9
 def _as_float(ratio):
-    "A ratio as a float; where its digits fall below it, the next float, so that no channel is lost."
+    "A ratio as a float; the next one where its digits fall below: no channel is lost."
     exact = Fraction(str(ratio))
     nearest = float(exact)
     return nearest if Fraction(str(nearest)) >= exact else math.nextafter(nearest, 1.)
@@ -44,7 +44,7 @@ def _as_ratios(given):
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f'ratios: got {given!r}, allowed numbers in (0,1]') from None
 
-# %% ../nbs/07_dra.ipynb #8a1cd637
+# %% ../nbs/07_dra.ipynb #13beb3e0
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -53,14 +53,14 @@ class DRAConfig(AdapterConfig):
     noise:str = 'gumbel'                 # on both scores: 'gumbel', 'log-gumbel' (on log a), 'none'
     temperature:float = 1.               # factor on the noise
     order:str = 'hard'                   # 'hard': W_t, W_c get no gradient; 'soft-sort': they do
-    softness:float = 0.1                 # of the relaxed order, in standard deviations of the scores
+    softness:float = 0.1                 # of the relaxed order, in standard deviations
     attention_scale:str = 'd'            # divisor in Eq. 10: 'd' for sqrt(d), 'r' for sqrt(r)
     rescale:str = 'inverse_ratio'        # of kept channels: 1/e, or 'inverse_kept' r/floor(e*r)
     reg_reduction:str = 'sum'            # Eq. 19: 'sum' over N*d, mean over the batch; or 'mean'
     reg_gradient:str = 'plain'           # of Eq. 19: 'plain', or 'rescaled' as if scale were 1
     lambda_text:float = 1.               # weight of the text terms in Eq. 20
     lambda_image:float = 1.              # weight of the image terms in Eq. 20
-    padding:str = 'all'                  # text tokens scored and grouped: 'all', or only 'real' ones
+    padding:str = 'all'                  # text tokens that count: 'all', or only 'real' ones
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,9 +118,9 @@ def adaptation_mask(
     soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #190259e2
+# %% ../nbs/07_dra.ipynb #3a0f851b
 class DRA(Adapter):
-    "The update of Eq. 17 in training mode (its Eq. 19 term in `reg`), of Eq. 18 in evaluation mode."
+    "The update of Eq. 17 in training mode (Eq. 19 in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self,
                  d:int,                                # width of the tokens
                  config:DRAConfig=DRAConfig(),         # settings

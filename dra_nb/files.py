@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/09_files.ipynb #d47d0223
+# %% ../nbs/09_files.ipynb #aa7829f1
 def _alive(pid):
     "Is there a process of this number?"
     try:
@@ -48,7 +48,8 @@ def write_atomically(
     "Replace `path` in one step once the block has finished; if it fails, `path` stays as it was."
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise ValueError(f'path: got {str(path)!r}, which is no regular file; allowed is a file, or a new name')
+        raise ValueError(f'path: got {str(path)!r}, which is no regular file;'
+                         ' allowed is a file, or a new name')
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_remains(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -56,14 +57,14 @@ def write_atomically(
     mode = (path if path.exists() else tmp).stat().st_mode & 0o777
     try:
         yield tmp
-        os.chmod(tmp, mode)                     # some writers make their files unreadable for others
+        os.chmod(tmp, mode)                 # some writers make theirs unreadable for others
         with open(tmp, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
 
-# %% ../nbs/09_files.ipynb #83bb6ac9
+# %% ../nbs/09_files.ipynb #a414a351
 def append_line(
     path,      # text file, made if missing
     line:str   # without its end
@@ -73,7 +74,8 @@ def append_line(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        raise ValueError(f'path: got {str(path)!r}, which is no regular file; allowed is a file, or a new name')
+        raise ValueError(f'path: got {str(path)!r}, which is no regular file;'
+                         ' allowed is a file, or a new name')
     with open(path, 'a+b') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         size = f.seek(0, os.SEEK_END)
@@ -146,7 +148,7 @@ def json_digest(
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
-# %% ../nbs/09_files.ipynb #57ef71a1
+# %% ../nbs/09_files.ipynb #881ddc91
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_weights(
@@ -160,7 +162,8 @@ def check_weights(
             continue
         if t.dtype not in FLOATS:
             kind = str(t.dtype).removeprefix('torch.')
-            raise ValueError(f'{source}: tensor {name} is {kind}, allowed are float16, bfloat16, float32, float64')
+            raise ValueError(f'{source}: tensor {name} is {kind},'
+                             ' allowed are float16, bfloat16, float32, float64')
         if not t.isfinite().all():
             raise ValueError(f'{source}: tensor {name} holds values that are not finite')
 

@@ -132,7 +132,7 @@ def full_precision(
     "Switch autocast off inside a block that switched it on."
     return torch.autocast(torch.device(device).type, enabled=False)
 
-# %% ../nbs/54_recipes.ipynb #cad57c5e
+# %% ../nbs/54_recipes.ipynb #7be75bf0
 def _read_word(name, word, default):
     "A word of the command line as a value of the default's type."
     kinds = {bool: "true or false", int: "a whole number", float: "a number",
@@ -165,7 +165,8 @@ def set_fields(
             near = difflib.get_close_matches(name, known, 1)
             hint = f'; did you mean {near[0]}?' if near else ''
             kind = type(config).__name__
-            raise ValueError(f'{name}: unknown setting of {kind}{hint}; allowed: {", ".join(known)}')
+            allowed = ', '.join(known)
+            raise ValueError(f'{name}: unknown setting of {kind}{hint}; allowed: {allowed}')
         values[name] = _read_word(name, value, known[name]) if isinstance(value, str) else value
     return replace(config, **values)
 

@@ -48,7 +48,7 @@ class TrainingDiverged(ValueError):
     def __str__(self):
         return self.args[0]
 
-# %% ../nbs/12_training.ipynb #cff52d1e
+# %% ../nbs/12_training.ipynb #696afa81
 class Trainer:
     "The state of a training run, which callbacks and methods may read."
     def __init__(self,
@@ -163,7 +163,9 @@ class Trainer:
             for n,p in self.trained.items():
                 p.copy_(self.good[n])
         wrong = len(losses)-1 if fine.all() else int((~fine).nonzero()[0])
-        said = 'the weights are no numbers' if fine.all() else f'the loss became {losses[wrong].item()}'
+        said = 'the weights are no numbers'
+        if not fine.all():
+            said = f'the loss became {losses[wrong].item()}'
         step = self.step-len(losses)+wrong+1
         epoch = (step-1)//self.per_epoch+1
         raise TrainingDiverged(f'{said} at step {step} (epoch {epoch});'

@@ -34,9 +34,9 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #8d84cd56
+# %% ../../nbs/55_methods.ipynb #1b174eb7
 class Method(nn.Module):
-    "A frozen CLIP and what a method adds to it: evaluation asks for `logits`, training for `losses`."
+    "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
     Config = None      # dataclass of the settings
     presets = {}       # name → settings; the first is the default
@@ -243,7 +243,8 @@ class Method(nn.Module):
     @contextmanager
     def testing(self, classnames, template, seen=True):
         "Within it the method is in evaluation mode on these classes; afterwards it is as it was."
-        state = {k: getattr(self, k) for k in ('prompts', 'seen', 'start', 'cached', 'truncate_text')}
+        names = ('prompts', 'seen', 'start', 'cached', 'truncate_text')
+        state = {k: getattr(self, k) for k in names}
         modes = {m: m.training for m in self.modules()}
         self.eval()
         self.truncate_text = 'exact'
