@@ -1,317 +1,291 @@
-"""The public data sets on disk: every official format in miniature, every kind of damage, the published splits and draws, and the way from a folder to a trained model."""
-import builtins, gzip, hashlib, importlib.util, inspect, json, os, shutil, threading
-from dataclasses import asdict
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-import numpy as np, pytest, torch
+"Lists, pixels, own folders and names: files as users have them, numbers that must not change."
+import os
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_images
 from PIL import Image
-from dra_nb import datasets, download
-from dra_nb.cli import main
-from dra_nb.data import REAL, base_new, few_shot_split, load_csv, load_dataset, load_hub, read_split
-from miniature import DAMAGES, SETS, SPLITS, damage, folder_of, write
+from torchvision import transforms
 
-def call(capsys, *args):
-    code = main([str(a) for a in args])
-    out, err = capsys.readouterr()
-    return code, out, err
+from dra_nb.data import (
+    Dataset, Item, base_new, few_shot_split, load_csv, load_dataset, load_folder, load_images,
+    open_image, read_split)
+from dra_nb.data.glyphs import SETS, SHIFTS
+from dra_nb.data.images import (
+    TestImages, TrainingImages, check_images_exist, image_size, missing_images)
+from dra_nb.data.items import as_dataset, is_image_name
 
-@pytest.fixture(scope='module')
-def pristine(tmp_path_factory):
-    "A miniature of every set."
-    root = tmp_path_factory.mktemp('pristine')
-    for name in SETS: write(name, root)
-    return root
+CROPS = SimpleNamespace(area=(.08, 1.), ratio=(3/4, 4/3), flip=.5)
 
-@pytest.fixture
-def copy(pristine, tmp_path):
-    "A copy of one miniature, alone in a root."
-    def make(name):
-        shutil.copytree(folder_of(name, pristine), folder_of(name, tmp_path/'DATA'))
-        return tmp_path/'DATA'
-    return make
 
-def problems(name, root): return datasets.check_real(name, root)['problems']
-def unexpected(lines): return [l for l in lines if ', expected ' not in l]
+def noise(width, height, seed=0):
+    "Black and white at random: everything overshoots in a resize, and is clipped."
+    values = np.random.default_rng(seed).integers(0, 2, (height, width, 3), dtype='uint8')
+    return Image.fromarray(values*255)
 
-# --- the command on empty, good and damaged roots ---------------------------
-def test_empty_root(tmp_path, capsys):
-    code, out, err = call(capsys, 'data', 'check', '--root', tmp_path)
-    assert code == 2 and '15 problem(s) in 15 of 15' in err
-    lines = out.splitlines()
-    assert len(lines) == 30 and all('not usable' in l for l in lines[::2]) and all('no folder' in l and 'get it from' in l for l in lines[1::2])
 
-def test_no_root(tmp_path, capsys):
-    code, out, err = call(capsys, 'data', 'check', 'dtd', '--root', tmp_path/'nowhere')
-    assert code == 2 and 'no folder dtd' in out and err.count('\n') == 1
+def one_line(error):
+    return '\n' not in str(error.value)
 
-def test_all_miniatures(pristine, capsys):
-    code, out, err = call(capsys, 'data', 'check', '--root', pristine)
-    assert code == 2 and 'in 15 of 15' in err                  # they are small, and told so, and nothing else
-    lines = [l for l in out.splitlines() if l.startswith('  ')]
-    assert lines and all(', expected ' in l for l in lines)
 
 @pytest.fixture
-def expected(monkeypatch):
-    "Let the numbers of a miniature be the published ones."
-    def of(name, root):
-        monkeypatch.setitem(datasets.COUNTS, name, datasets.counts(load_dataset(name, root)))
-        monkeypatch.setattr(datasets, 'identity', lambda *args: []); monkeypatch.setattr(datasets, '_SUBSETS', {})
-    return of
+def photos(tmp_path):
+    "Twelve pictures of several shapes, tall ones among them."
+    shapes = [(230, 300), (300, 230), (64, 64), (40, 200), (33, 47), (90, 50)]
+    items = []
+    for i in range(12):
+        path = tmp_path/'photos'/f'{i}.png'
+        path.parent.mkdir(exist_ok=True)
+        noise(*shapes[i % 6], seed=i).save(path)
+        items.append(Item(str(path), i % 2, 'ab'[i % 2]))
+    return items
 
-@pytest.mark.parametrize('name', SETS)
-def test_complete_copy(pristine, capsys, expected, name):
-    expected(name, pristine)
-    code, out, err = call(capsys, 'data', 'check', name, '--root', pristine)
-    assert (code, err) == (0, '') and out.count('\n') == 1 and f'{datasets.COUNTS[name][0]} classes' in out
-    assert load_dataset(name, pristine).name == name           # and it goes by its name
 
-@pytest.mark.parametrize('kind', DAMAGES)
-@pytest.mark.parametrize('name', SETS)
-def test_damage(copy, capsys, expected, name, kind):
-    "Nothing but the damage is wrong, and the report names it."
-    expected(name, root := copy(name))
-    assert problems(name, root) == []
-    word = damage(kind, name, root)
-    code, out, err = call(capsys, 'data', 'check', name, '--root', root)
-    assert code == 2 and err.count('\n') == 1 and name in err and any(word in l for l in out.splitlines()[1:]), out
+# --- pixels -------------------------------------------------------------------------------------
+def test_crops_are_torchvisions_on_noise(photos):
+    "Tall crops too, which Pillow resizes in an order of its own."
+    from dra_nb.data.images import _crop_seeds
+    images = TrainingImages(photos, 56, 3, CROPS)
+    batch = images.batch(2, range(12))
+    field = transforms.Compose([
+        transforms.RandomResizedCrop(56, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomHorizontalFlip(), transforms.ToTensor()])
+    for row, seed in enumerate(_crop_seeds(3, 2, range(12))):
+        torch.manual_seed(seed)
+        theirs = field(Image.open(photos[row].path).convert('RGB'))
+        assert torch.equal((batch[row]*255).round(), (theirs*255).round()), row
 
-@pytest.mark.parametrize('name', [n for n in SETS if n in SPLITS])
-def test_own_cut_never_has_the_name(copy, capsys, name):
-    root = copy(name); published = load_dataset(name, root)
-    damage('missing split', name, root)
-    own = load_dataset(name, root)
-    assert own.name == f'{name}-own-split' and own.classnames == published.classnames
-    assert {o for p in own[:3] for o in p} == {o for p in published[:3] for o in p} and load_dataset(name, root) == own
-    groups = [{o.path for o in p} for p in own[:3]]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert 'NOT the published split' in ' '.join(problems(name, root))
 
-def test_own_cut_is_never_called_complete(copy, monkeypatch):
-    root = copy('oxford_pets'); damage('missing split', 'oxford_pets', root)
-    monkeypatch.setitem(datasets.COUNTS, 'oxford_pets', datasets.counts(load_dataset('oxford_pets', root)))
-    assert load_dataset('oxford_pets', root).name == 'oxford_pets-own-split'
+def test_crops_know_no_order_and_no_threads(photos):
+    "Neither workers, batches, announcements nor other people's random numbers change a crop."
+    items = photos + [Item(f'glyphs://food/train/{i}', 0, 'x') for i in range(8)]
+    torch.manual_seed(5)
+    undisturbed = torch.rand(40)
+    torch.manual_seed(5)
+    batch = TrainingImages(items, 32, 1, CROPS, workers=1).batch(0, range(20))
+    images, drawn = TrainingImages(items, 32, 1, CROPS, workers=8), []
+    rows = torch.randperm(20, generator=torch.Generator().manual_seed(0)).view(5, 4)
+    for i, some in enumerate(rows):
+        if i:
+            assert torch.equal(images.batch(0, rows[i-1]), batch[rows[i-1]])
+        images.prefetch(0, some)
+        drawn.append(torch.rand(8))                        # while the threads are reading
+    assert torch.equal(torch.cat(drawn), undisturbed)
 
-BAD_LISTS = {
-    'oxford_pets': ('annotations/trainval.txt', ['Abyssinian_1 99 1 1', 'Abyssinian_1 x 1 1', 'Abyssinian_1', '../../x_1 1 1 1']),
-    'food101': ('meta/train.txt', ['../../x/1', '/etc/1']), 'sun397': ('Training_01.txt', ['/z/nowhere/sun_a.jpg', '/../../sun_a.jpg']),
-    'dtd': ('labels/train1.txt', ['../../x.jpg']), 'ucf101': ('ucfTrainTestlist/trainlist01.txt', ['Nowhere/v_g01_c01.avi 1']), 'fgvc_aircraft': ('variants.txt', [])}
 
-@pytest.mark.parametrize('name', BAD_LISTS)
-def test_damaged_annotations(copy, name):
-    root = copy(name); path, rows = BAD_LISTS[name]; path = folder_of(name, root)/path
-    for split in folder_of(name, root).glob('split_zhou*'): split.unlink()
-    good = path.read_text()
-    for row in rows:
-        path.write_text(f'{row}\n{good}')
-        with pytest.raises(ValueError) as e: load_dataset(name, root)
-        assert '\n' not in str(e.value) and str(folder_of(name, root)) in str(e.value)
-    path.unlink()
-    with pytest.raises(ValueError, match='not there'): load_dataset(name, root)
+def test_test_images_are_the_models_own(photos):
+    squash = transforms.Compose([transforms.Resize((48, 48)), transforms.ToTensor()])
+    images = TestImages(photos, 48, squash)
+    images.prefetch([3, 4])
+    theirs = torch.stack([squash(Image.open(photos[i].path)) for i in (3, 4)])
+    assert torch.equal((images.batch([3, 4])*255).round(), (theirs*255).round())
+    assert torch.equal(load_images(photos[3:5], 48, squash), (theirs*255).round().byte())
 
-def test_damaged_mat(copy):
-    pytest.importorskip('scipy')
-    for name, path in (('stanford_cars','devkit/cars_train_annos.mat'), ('oxford_flowers','imagelabels.mat')):
-        root = copy(name); folder = folder_of(name, root); damage('missing split', name, root)
-        (folder/path).write_bytes((folder/path).read_bytes()[:150])
-        with pytest.raises(ValueError, match='cannot be read as a MATLAB file'): load_dataset(name, root)
 
-def test_no_scipy(copy, monkeypatch):
-    root, real = copy('stanford_cars'), builtins.__import__
-    def without(name, *args, **kwargs):
-        if name.startswith('scipy'): raise ImportError(name)
-        return real(name, *args, **kwargs)
-    monkeypatch.setattr(builtins, '__import__', without)
-    assert load_dataset('stanford_cars', root).name == 'stanford_cars-partial'         # the split file is enough
-    damage('missing split', 'stanford_cars', root)
-    with pytest.raises(ValueError, match='pip install scipy'): load_dataset('stanford_cars', root)
+def test_sideways_photo(tmp_path):
+    "EXIF orientation counts at test time and in training alike."
+    picture = Image.new('RGB', (80, 40), 'red')
+    picture.paste('blue', (0, 0, 40, 40))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    picture.transpose(Image.ROTATE_90).save(tmp_path/'phone.jpg', exif=exif, quality=95)
+    picture.save(tmp_path/'upright.jpg', quality=95)
+    items = [Item(str(tmp_path/name), 0, 'x') for name in ('phone.jpg', 'upright.jpg')]
+    assert image_size(items[0].path) == image_size(items[1].path) == (40, 80)
+    for seed in range(3):
+        images = [TrainingImages([item], 32, seed, CROPS).batch(0, [0]) for item in items]
+        assert (images[0]-images[1]).abs().mean() < .02
+    sideways, upright = load_images(items, 32).float()
+    assert (sideways-upright).abs().mean() < 5
 
-def test_split_file_that_is_no_json(copy):
-    root = copy('dtd'); split = next(folder_of('dtd', root).glob('split*'))
-    for text, words in (('', 'JSON'), ('[]', 'at all'), ('{"train": []}', 'val, test'), ('{"train": [["a.jpg", 0]], "val": [], "test": []}', 'must be'), ('{"train": [["a.jpg", 1.5, "a"]], "val": [], "test": []}', 'must be')):
-        split.write_text(text)
-        with pytest.raises(ValueError, match=words): load_dataset('dtd', root)
 
-def test_many_damaged_images_are_counted(copy):
-    root = copy('eurosat')
-    for p in (folder_of('eurosat', root)/'2750'/'River').iterdir(): p.write_bytes(b'')
-    lines = unexpected(problems('eurosat', root))
-    assert len(lines) == 4 and lines[-1] == '… and 7 more images like these'
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
+    noise(40, 30).convert('L').save(tmp_path/'x.jpg', exif=b'Exif\0\0II*\0\xff\xff\xff\x7f')
+    assert open_image(tmp_path/'x.jpg').size == (40, 30)
+    assert image_size(tmp_path/'x.jpg') == (30, 40)
 
-def test_quick_check_opens_nothing(copy, capsys):
-    root = copy('oxford_pets'); word = damage('truncated image', 'oxford_pets', root)
-    assert word not in call(capsys, 'data', 'check', 'oxford_pets', '--root', root, '--quick')[1]
-    (folder_of('oxford_pets', root)/'images'/word).unlink()
-    assert word in call(capsys, 'data', 'check', 'oxford_pets', '--root', root, '--quick')[1]
 
-def test_other_names_of_imagenet_classes(copy):
-    root = copy('imagenet'); path = folder_of('imagenet', root)/'classnames.txt'
-    before = load_dataset('imagenet', root).classnames
-    path.write_text(path.read_text().replace('great white shark', 'white shark'))
-    assert any('differs from the names of CLIP in 1 of 1000' in l for l in problems('imagenet', root)) and load_dataset('imagenet', root).classnames == before
+def test_stand_ins_are_named(tmp_path):
+    pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n'
+    wrong = {'page.jpg': b'<!DOCTYPE html><p>404', 'lfs.jpg': pointer, 'empty.jpg': b'', 'text.jpg': b'no picture'}
+    words = {'page.jpg': 'web page', 'lfs.jpg': 'Git LFS', 'empty.jpg': 'empty',
+             'text.jpg': 'cannot be read as an image', 'gone.jpg': 'no file', 'dir.jpg': 'folder'}
+    (tmp_path/'dir.jpg').mkdir()
+    for name, content in wrong.items():
+        (tmp_path/name).write_bytes(content)
+    for name, said in words.items():
+        for read in (open_image, image_size):
+            with pytest.raises(ValueError, match=said) as error:
+                read(tmp_path/name)
+            assert one_line(error) and name in str(error.value)
 
-# --- layouts of mirrors ------------------------------------------------------
-MIRRORS = dict(caltech101=[('caltech-101','caltech101')], oxford_pets=[('oxford_pets','oxford-iiit-pet')], oxford_flowers=[('oxford_flowers','flowers-102')], food101=[('food-101','food101')],
-               dtd=[('dtd','dtd_'), ('dtd_','dtd/dtd')], eurosat=[('eurosat/2750','eurosat/EuroSAT_RGB')], sun397=[('sun397/SUN397','SUN397'), ('sun397/split_zhou_SUN397.json','split_zhou_SUN397.json')],
-               fgvc_aircraft=[('fgvc_aircraft','fgvc-aircraft-2013b/data')], imagenet=[('imagenet/images/train','imagenet/train'), ('imagenet/images/val','imagenet/val'), ('imagenet/images','away')],
-               imagenet_a=[('imagenet-adversarial/imagenet-a','imagenet-a')], imagenet_sketch=[('imagenet-sketch/images','imagenet-sketch/sketch')],
-               stanford_cars=[('stanford_cars/cars_train','stanford_cars/x/cars_train'), ('stanford_cars/x','stanford_cars/cars_train'), ('stanford_cars/cars_test','stanford_cars/y/cars_test'), ('stanford_cars/y','stanford_cars/cars_test')])
 
-@pytest.mark.parametrize('name', MIRRORS)
-def test_mirror_layouts(copy, name):
-    root = copy(name); before = load_dataset(name, root)
-    for a,b in MIRRORS[name]:
-        (root/b).parent.mkdir(parents=True, exist_ok=True); (root/a).rename(root/b)
-    after = load_dataset(name, root)
-    assert after.name == before.name and after.classnames == before.classnames and [len(p) for p in after[:3]] == [len(p) for p in before[:3]]
-    assert [Path(o.path).name for o in after.test] == [Path(o.path).name for o in before.test]
-    assert unexpected(problems(name, root)) == []
+def test_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path/'pipe.jpg')
+    said = []
 
-def test_linked_set_is_welcome(pristine, tmp_path):
-    (tmp_path/'imagenet').symlink_to(folder_of('imagenet', pristine).resolve())
-    assert unexpected(problems('imagenet', tmp_path)) == []
+    def read():
+        try:
+            open_image(tmp_path/'pipe.jpg')
+        except ValueError as error:
+            said.append(str(error))
 
-# --- what the lists say ------------------------------------------------------
-def test_names_and_labels(pristine):
-    get = partial(load_dataset, root=pristine)
-    assert get('caltech101').classnames == ['face','leopard','motorbike','accordion']
-    assert get('oxford_pets').classnames[0] == 'abyssinian' and get('sun397').classnames[2] == 'indoor ice_skating_rink'
-    assert get('stanford_cars').classnames[0] == '2000 AM General Hummer SUV' and get('eurosat').classnames[3] == 'Highway or Road'
-    assert get('fgvc_aircraft').classnames == ['707-320','727-200','737-200','F/A-18']
-    for name in REAL:
-        data = get(name)
-        assert data.template == 'a photo of a {}.' and all(data.classnames[o.label] == o.classname for p in data[:3] for o in p)
-        assert bool(data.train) == (name not in ('imagenetv2','imagenet_sketch','imagenet_a','imagenet_r'))
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert said and 'no regular file' in said[0]
 
-def test_imagenet_lists_are_sorted(pristine):
-    paths = [o.path for o in load_dataset('imagenet', pristine).train]
-    assert paths == sorted(paths)
 
-def test_imagenet_names_are_clips():
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    names = datasets.imagenet_classes()
-    assert list(names.values()) == list(IMAGENET_CLASSNAMES) and all(k[0] == 'n' and len(k) == 9 for k in names)
+def test_missing_images_are_found_before(photos):
+    gone = photos[3]._replace(path=photos[3].path+'.gone')
+    items = [*photos, gone, gone, Item('glyphs://food/test/0', 0, 'bread')]
+    assert missing_images(items) == [gone.path]
+    with pytest.raises(ValueError, match='1 of 14 are not there.*data check birds') as error:
+        check_images_exist(items, 'birds')
+    assert one_line(error) and gone.path in str(error.value)
+    check_images_exist(photos)
 
-def test_imagenet_numbers_are_the_known_ones():
-    info = Path(importlib.util.find_spec('timm').submodule_search_locations[0])/'data'/'_info'
-    read = lambda f: (info/f).read_text().split()
-    assert list(datasets.imagenet_classes()) == read('imagenet_synsets.txt')
-    for v in 'ar': assert datasets._SUBSETS[f'imagenet_{v}'] == hashlib.sha256('\n'.join(sorted(read(f'imagenet_{v}_synsets.txt'))).encode()).hexdigest()[:16]
 
-SHIPPED = dict(caltech101='Caltech101', dtd='DescribableTextures', eurosat='EuroSAT', oxford_pets='OxfordPets')
+# --- lists --------------------------------------------------------------------------------------
+def test_half_of_one_class_is_refused():
+    for n in (1, 2, 3):
+        items = [Item(f'{i}.jpg', i, str(i)) for i in range(n)]
+        with pytest.raises(ValueError, match='at least 4') as error:
+            base_new(Dataset(items, [], items, [str(i) for i in range(n)], name='mine'))
+        assert one_line(error) and f'mine with {n} class' in str(error.value)
 
-@pytest.mark.parametrize('name', SHIPPED)
-def test_published_split_and_draws(name):
-    folder = Path(__file__).parent/'fixtures'/'splits'
-    data = read_split(folder/f'split_zhou_{SHIPPED[name]}.json.gz', name=name)
-    assert datasets.counts(data) == datasets.COUNTS[name] and datasets.identity(name, data) == []
-    published = json.loads((folder/'draws.json').read_text())[name]
-    digest = lambda items: hashlib.sha256('\n'.join(o.path for o in items).encode()).hexdigest()[:16]
-    for seed in (1, 2, 3):
-        drawn = few_shot_split(data, 16, seed); half = base_new(drawn)[0]
-        assert {k: digest(v) for k,v in dict(train=drawn.train, train_base=half.train, val=drawn.val, val_base=half.val).items()} == published[str(seed)]
-    assert datasets._DRAWS[name].split() == [published[str(s)]['train'] for s in (1, 2, 3)]
 
-@pytest.mark.parametrize('name', ('oxford_pets','dtd'))
-def test_full_size_copy_is_in_order(name, tmp_path, capsys):
-    "The published split with a picture at every path: nothing to complain of; one picture less: one line."
-    split, place = datasets.LAYOUT[name][1], tmp_path/Path(*datasets.LAYOUT[name][0][0])
-    raw = gzip.decompress((Path(__file__).parent/'fixtures'/'splits'/f'{split}.gz').read_bytes())
-    place.mkdir(parents=True); (place.parent/split).write_bytes(raw)
-    Image.new('RGB', (8, 8)).save(tmp_path/'one.jpg')
-    paths = [place/p for part in json.loads(raw).values() for p,_,_ in part]
-    for folder in {p.parent for p in paths}: folder.mkdir(exist_ok=True)
-    for p in paths: os.link(tmp_path/'one.jpg', p)
-    code, out, err = call(capsys, 'data', 'check', name, '--root', tmp_path, '--quick')
-    assert (code, err) == (0, '') and 'published lists' in out and out.count('\n') == 1, out
-    assert load_dataset(name, tmp_path).name == name
-    paths[-1].unlink()
-    code, out, err = call(capsys, 'data', 'check', name, '--root', tmp_path, '--quick')
-    assert code == 2 and out.splitlines()[1:] == [f'  no file {paths[-1]}'] and '1 problem(s)' in err
+def test_fewer_shots_only_where_asked():
+    items = [Item(f'{c}/{i}.jpg', c, str(c)) for c in range(4) for i in range(10 if c else 20)]
+    data = Dataset(items, [], items, list('0123'))
+    with pytest.raises(ValueError, match="class '1' has 10 training images, fewer than the 16"):
+        few_shot_split(data, 16, 1)
+    drawn = few_shot_split(data, 16, 1, fewer=True).train
+    assert [sum(o.label == c for o in drawn) for c in range(4)] == [16, 10, 10, 10]
 
-def test_identity_sees_one_exchange():
-    data = read_split(Path(__file__).parent/'fixtures'/'splits'/'split_zhou_DescribableTextures.json.gz')
-    a, b, *rest = data.train
-    assert len(datasets.identity('dtd', data._replace(train=[b, a, *rest]))) >= 1
-    assert 'published: ' in datasets.identity('eurosat', data)[0]
 
-# --- own data ----------------------------------------------------------------
-def test_csv_by_every_door(pristine, tmp_path):
-    names = [o for o in load_dataset('dtd', pristine).train]
-    (path := tmp_path/'own.csv').write_text('path,class\n' + ''.join(f'{os.path.relpath(o.path, pristine)},{o.classname}\n' for o in names))
-    data = load_csv(path, root=pristine)
-    assert data.name == 'own' and len(data.classnames) == 4 and all(os.path.isfile(o.path) for p in data[:3] for o in p)
-    shutil.copy(path, pristine/'own.csv')
-    assert load_dataset(str(pristine/'own.csv')).train == data.train and load_dataset('mine', pristine/'own.csv').name == 'mine'
+@pytest.mark.parametrize('entry', [
+    ['a.jpg', True, 'a'], ['a.jpg', 0, ' '], ['a.jpg', 0., 'a'], ['../a.jpg', 0, 'a'], ['a.jpg', 0],
+    ['C:/a.jpg', 0, 'a'], [1, 0, 'a'], 'abc', None, ['a\0.jpg', 0, 'a']])
+def test_entries_that_are_refused(entry):
+    with pytest.raises(ValueError) as error:
+        as_dataset(([entry], [], []), '', 'list')
+    assert one_line(error)
 
+
+@pytest.mark.parametrize('raw', [
+    b'', b'[]', b'null', b'\xff\xfe', b'['*200_000, b'{"train": []}',
+    b'{"train": 1, "val": [], "test": []}',
+    b'{"train": [["a", NaN, "a"]], "val": [], "test": []}'])
+def test_split_files_that_are_refused(tmp_path, raw):
+    (tmp_path/'split.json').write_bytes(raw)
+    with pytest.raises(ValueError, match='split.json') as error:
+        read_split(tmp_path/'split.json')
+    assert one_line(error)
+    (tmp_path/'split.json.gz').write_bytes(raw)
+    with pytest.raises(ValueError, match='split.json.gz'):
+        read_split(tmp_path/'split.json.gz')
+
+
+def test_what_systems_leave_is_no_image():
+    for name in ('._a.jpg', '.DS_Store', 'Thumbs.db', 'desktop.ini', 'a.jpg~', 'a.txt', '.jpg'):
+        assert not is_image_name(f'folder/{name}'), name
+    assert is_image_name('folder.d/A.JPG')
+
+
+# --- own folders and tables ---------------------------------------------------------------------
+def test_litter_enters_no_list(own_images):
+    before = load_folder(own_images)
+    for name in ('cat/._0.png', 'cat/.DS_Store', 'cat/Thumbs.db', '__MACOSX/cat/._0.png',
+                 'dog/.ipynb_checkpoints/0.png'):
+        (own_images/name).parent.mkdir(parents=True, exist_ok=True)
+        (own_images/name).write_bytes(b'x')
+    assert load_folder(own_images) == before
+    assert sum(len(part) for part in before[:3]) == 24
+
+
+@pytest.mark.parametrize('names', [
+    'train val test', 'train valid test', 'train validation test', 'Train Val Test', 'TRAIN TEST',
+    'training validation testing'])
+def test_parts_as_tools_name_them(tmp_path, names):
+    for k, part in enumerate(names.split()):
+        for j, c in enumerate(('cat', 'dog')):
+            save_images(tmp_path/'own'/part/c, 2+k, 100*k+10*j)
+    data = load_folder(tmp_path/'own')
+    sizes = [4, 6, 8] if len(names.split()) == 3 else [4, 0, 6]
+    assert data.classnames == ['cat', 'dog'] and [len(part) for part in data[:3]] == sizes
+
+
+@pytest.mark.parametrize('names, said', [
+    ('train val', 'no test/'), ('valid test', 'no train/'), ('test', 'no train/'),
+    ('train Train test', 'one of them'), ('train val validation test', 'one of them')])
+def test_parts_that_are_not_clear(tmp_path, names, said):
+    for k, part in enumerate(names.split()):
+        for c in ('cat', 'dog'):
+            save_images(tmp_path/'own'/part/c, 2, 10*k)
+    with pytest.raises(ValueError, match=said) as error:
+        load_folder(tmp_path/'own')
+    assert one_line(error)
+
+
+def test_tables_by_every_door(own_images, tmp_path):
+    "A folder and a table of it are the same set, from wherever it is asked for."
+    data = load_folder(own_images)
+    rows = sorted((o.path, o.classname) for part in data[:3] for o in part)
+    relative = '\n'.join(f'{os.path.relpath(p, own_images)};{c}' for p, c in rows)
+    absolute = '\n'.join(f'"{p}",{c}' for p, c in rows)
+    (own_images/'own.csv').write_text(f'Path;Class\n{relative}\n', encoding='utf-16')
+    (tmp_path/'abs.csv').write_text(f'\ufeff,class,path\n'+'\n'.join(
+        f'{i},{c},{p}' for i, (p, c) in enumerate(rows)), encoding='utf-8')
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'elsewhere'/'abs.csv').write_text(f'path,class\n{absolute}\n')
+    for table in (load_csv(own_images/'own.csv'), load_dataset(str(own_images/'own.csv')),
+                  load_csv(tmp_path/'elsewhere'/'abs.csv', root=own_images)):
+        assert table[:4] == data[:4]
+    from_above = load_csv(tmp_path/'abs.csv')
+    assert sorted(o.path for part in from_above[:3] for o in part) == [p for p, _ in rows]
+    with pytest.raises(ValueError, match='line 2 names .* does not lie in') as error:
+        load_csv(tmp_path/'elsewhere'/'abs.csv')
+    assert one_line(error)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('file,label\na,b\n', 'file,label'), ('', 'columns path and class'),
+    ('path,class\n', 'no line below'), ('path,class\na,x\nb,y,z\n', 'line 3 has 3 values'),
+    ('path,class\n../a,x\nb,y\n../c,x\nd,y\n', 'leaves'),
+    ('path,class,split\na,x,dev\n', "'dev'"), ('path,class\na,x\0\n', 't.csv')])
+def test_tables_that_are_refused(tmp_path, text, said):
+    (tmp_path/'t.csv').write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        load_csv(tmp_path/'t.csv')
+    assert one_line(error) and str(error.value).startswith(str(tmp_path/'t.csv'))
+
+
+# --- names --------------------------------------------------------------------------------------
 def test_embedded_sets_need_nothing():
     data = load_dataset('vehicles')
-    assert data.name == 'vehicles' and data.train[0].path.startswith('glyphs://')
+    assert data.name == 'vehicles' and data.train[0].path == 'glyphs://vehicles/train/0'
+    for name in SHIFTS:
+        assert not load_dataset(name).train and load_dataset(name).test
 
-def test_hub_tables(tmp_path):
-    hub = pytest.importorskip('datasets', reason='needs the package datasets of Hugging Face')
-    made = []
-    for i in range(6):
-        Image.fromarray(np.full((20, 30, 3), 40*i, np.uint8)).save(tmp_path/f'{i}.jpg'); made.append(dict(image=str(tmp_path/f'{i}.jpg'), label=i%2))
-    features = hub.Features(image=hub.Image(), label=hub.ClassLabel(names=['cat','dog']))
-    tables = hub.DatasetDict(train=hub.Dataset.from_list(made[:4], features=features), test=hub.Dataset.from_list(made[4:], features=features))
-    data = load_hub(tables, tmp_path/'out')
-    assert data.classnames == ['cat','dog'] and [len(p) for p in data[:3]] == [4, 0, 2]
-    assert {Path(o.path).read_bytes() for o in data.train} == {(tmp_path/f'{i}.jpg').read_bytes() for i in range(4)}      # the files, not a copy of the pixels
 
-# --- downloads ---------------------------------------------------------------
-def test_download_by_command(pristine, tmp_path, capsys, monkeypatch):
-    made, site = folder_of('dtd', pristine), tmp_path/'site'
-    site.mkdir(); shutil.make_archive(str(site/'dtd-r1.0.1'), 'gztar', made.parent, 'dtd'); shutil.copy(split := made/'split_zhou_DescribableTextures.json', site)
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site)); threading.Thread(target=server.serve_forever, daemon=True).start()
-    at = f'http://127.0.0.1:{server.server_port}'
-    md5 = 'md5:' + hashlib.md5((site/'dtd-r1.0.1.tar.gz').read_bytes()).hexdigest()
-    sources = lambda digest: [download.Source(f'{at}/dtd-r1.0.1.tar.gz', digest, 'images', 'dtd'), download.Source(f'{at}/{split.name}', '', split.name)]
-    try:
-        monkeypatch.setitem(download.SOURCES, 'dtd', sources('md5:'+'0'*32))
-        code, out, err = call(capsys, 'data', 'download', 'dtd', '--root', tmp_path/'DATA')
-        assert code == 2 and 'expected 000' in err and not (tmp_path/'DATA'/'dtd'/'images').exists()
-        monkeypatch.setitem(download.SOURCES, 'dtd', sources(md5))
-        code, out, err = call(capsys, 'data', 'download', 'dtd', '--root', tmp_path/'DATA')
-        assert code == 0 and 'data check dtd' in out, err
-    finally: server.shutdown(); server.server_close()
-    assert load_dataset('dtd', tmp_path/'DATA') == load_dataset('dtd', pristine)._replace(**{k: [o._replace(path=o.path.replace(str(pristine), str(tmp_path/'DATA'))) for o in getattr(load_dataset('dtd', pristine), k)] for k in ('train','val','test')})
-    assert not (tmp_path/'DATA'/'dtd'/'.download').exists()
+@pytest.mark.parametrize('name', [*SETS[:2], 'general-v2', 'oxford_pets', 'imagenet'])
+def test_own_set_never_has_a_known_name(own_images, name):
+    folder = own_images.rename(own_images.parent/name)
+    for data in (load_folder(folder), load_dataset(str(folder))):
+        assert data.name == f'{name} (own)'
+    assert load_folder(folder, 'birds').name == 'birds'
+    if name in (*SETS, *SHIFTS):
+        assert load_dataset(name, folder).name == f'{name} (own)'
+        assert load_dataset(name).test[0].path.startswith('glyphs://')
 
-@pytest.mark.parametrize('line, words', [('data download dtd', 'root'), ('data download --root {}', 'name what to fetch'), ('data download imagenet_sketch --root {}', 'HaohanWang'), ('data download vehicles --root {}', 'no public data set')])
-def test_download_mistakes(tmp_path, capsys, line, words):
-    code, out, err = call(capsys, *line.format(tmp_path).split())
-    assert code == 2 and words in err and out == '' and err.count('\n') == 1
 
-def test_sources_are_torchvisions():
-    from torchvision.datasets import dtd, food101, oxford_iiit_pet
-    for name, module in dict(oxford_pets=oxford_iiit_pet, dtd=dtd, food101=food101).items():
-        assert all(s.digest[4:] in inspect.getsource(module) for s in download.SOURCES[name] if s.digest.startswith('md5'))
-    assert all(s.url.startswith('http') and s.digest.partition(':')[0] in ('','md5','sha256') for ss in download.SOURCES.values() for s in ss)
-
-# --- from a folder to a trained model ---------------------------------------
-def test_pets_from_check_to_predict(tmp_path, capsys):
-    from dra_nb.clip import GlyphClipConfig, build_glyph_clip, save_glyph_clip
-    torch.manual_seed(0)
-    config = GlyphClipConfig(embed_dim=32, width=32, layers=6, head_width=16, context=16, image_size=32)
-    model = ('--pretrained', save_glyph_clip(build_glyph_clip(config), tmp_path/'clip.safetensors', dict(config=dict(model=asdict(config))), torch.arange(1000)))
-    write('oxford_pets', root := tmp_path/'DATA', train=5, val=2, test=3)
-    code, out, err = call(capsys, 'fit', 'oxford_pets', '--root', root, '--shots', 4, '--subset', 'base', '--epochs', 1, '--out', tmp_path/'w', *model)
-    assert code == 0, err
-    facts = json.loads((tmp_path/'w'/'run.json').read_text())
-    assert facts['dataset'] == 'oxford_pets-partial' and facts['classnames'] == ['abyssinian','american_bulldog']        # a miniature is not the real thing
-    for subset in ('base','new','all'):
-        code, out, err = call(capsys, 'evaluate', 'oxford_pets', '--root', root, '--subset', subset, '--weights', tmp_path/'w', *model)
-        assert code == 0 and '% of' in out and '"a photo of a {}."' in out, err
-    for how in ([], ['--weights', tmp_path/'w', '--template', 'field']):          # zero-shot CLIP as in the literature; its sentence for trained weights
-        code, out, err = call(capsys, 'evaluate', 'oxford_pets', '--root', root, *how, *model)
-        assert code == 0 and '"a photo of a {}, a type of pet."' in out, err
-    code, out, err = call(capsys, 'predict', root/'oxford_pets'/'images'/'Abyssinian_9.jpg', '--weights', tmp_path/'w', *model)
-    assert code == 0 and 'american_bulldog' in out, err
-    code, out, err = call(capsys, 'bench', '--methods', 'zero-shot', '--datasets', 'oxford_pets', 'imagenet_a', '--root', root, '--out', tmp_path/'r.jsonl', '--shots', 4, '--workers', 1, *model)
-    assert code == 2 and 'imagenet_a: no folder' in err and not (tmp_path/'r.jsonl').exists()
-    write('dtd', root)
-    code, out, err = call(capsys, 'bench', '--methods', 'zero-shot', '--datasets', 'oxford_pets', 'dtd', '--root', root, '--out', tmp_path/'r.jsonl', '--shots', 4, '--workers', 1, *model)
-    assert code == 0 and 'average of 2' in out, err
+def test_nearly_right_names():
+    for name, meant in (('vehicle', 'vehicles'), ('Food', 'food'), ('oxford-pets', 'oxford_pets')):
+        with pytest.raises(ValueError, match=f'did you mean {meant!r}') as error:
+            load_dataset(name)
+        assert one_line(error)

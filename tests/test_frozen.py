@@ -1,4 +1,4 @@
-"""The benchmark does not change by accident: choices and sampled pixels of every set are those on file.
+"""The benchmark does not change by accident: choices and sampled pixels of every set are on file.
 After a change that is meant, raise `glyphs.VERSION` and write them anew:  python tests/test_frozen.py"""
 import hashlib
 import json
@@ -10,14 +10,15 @@ import torch
 from dra_nb.data import glyphs as G
 
 FILE = Path(__file__).parent/'fixtures'/'glyphs.json'
-SPLITS = [(s, t) for s in G.SETS for t in ('train', 'val', 'test')] + [(s, 'test') for s in G.SHIFTS]
+SPLITS = [(s, t) for s in G.SETS for t in ('train', 'val', 'test')]
+SPLITS += [(s, 'test') for s in G.SHIFTS]
 
 
 def choices(name, split):
-    "Digest of all that is drawn by chance: seeds, drawings, the numbers behind places, colours, shapes."
+    "Digest of all that chance draws: seeds, drawings, numbers behind places, colours and shapes."
     i, difficulty = torch.arange(G.n_images(name, split)), G.difficulty_of(name)
     seed = G._seed(name, split, i)
-    look = f'Look({repr(difficulty).partition("(")[2]}'       # as it was called when the file was written
+    look = repr(difficulty).replace('Difficulty', 'Look')     # its name when the file was written
     head = f"({name!r}, {split!r}, {look}, {G.classnames(name)!r})"
     h = hashlib.sha256(head.encode())
     n_draws = 100+20*(difficulty.clutter+difficulty.cover)
@@ -35,7 +36,9 @@ def pixels(name, split):
 
 
 def write():
-    now = {f'{s}/{t}': dict(choices=choices(s, t), pixels=bytes(pixels(s, t)).hex()) for s, t in SPLITS}
+    now = {}
+    for s, t in SPLITS:
+        now[f'{s}/{t}'] = dict(choices=choices(s, t), pixels=bytes(pixels(s, t)).hex())
     FILE.write_text(json.dumps(dict(version=G.VERSION, sets=now), indent=1)+'\n')
 
 
