@@ -1,67 +1,86 @@
-"""The protocols beside base to new, from the command line: across sets, and choosing on the training side."""
-import json
-from dataclasses import asdict
-import numpy as np, pytest, torch
-from PIL import Image
-from dra_nb import evaluation
-from dra_nb.cli import main
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip, save_glyph_clip
-from dra_nb.training import FitError
+"The protocols beside base to new: across sets, and inside the base classes."
+from dataclasses import asdict, replace
 
-def folder(root, classes, images=8):
-    "Class folders of noise in a colour each."
-    for k in range(classes):
-        (root/f'class {k:02}').mkdir(parents=True)
-        for i in range(images):
-            pixels = np.random.default_rng(100*k+i).integers(0, 60, (32, 32, 3)) + np.random.default_rng(k).integers(0, 190, 3)
-            Image.fromarray(pixels.astype('uint8')).save(root/f'class {k:02}'/f'{i}.png')
-    return root
+import pytest
+import torch
+
+from conftest import save_images
+from dra_nb.bench import runs as bench_runs
+from dra_nb.bench.results import read_results
+from dra_nb.bench.runs import bench, find_dataset, grid, make_runs, run_missing
+from dra_nb.training import TrainingDiverged
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    "Two sets and a small CLIP of eight blocks a tower."
-    d = tmp_path_factory.mktemp('world')
-    config = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=12, image_size=16)
+    "Two folders of images and the file of a small CLIP of eight blocks a tower."
+    folder = tmp_path_factory.mktemp('world')
+    for name,classes in (('source', 12), ('target', 4)):
+        for k in range(classes):
+            save_images(folder/name/f'class {k:02}', 8, 100*k, (20, 20))
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
     torch.manual_seed(0)
-    clip = save_glyph_clip(build_glyph_clip(config), d/'clip.safetensors', dict(config=dict(model=asdict(config))), torch.arange(1000))
-    return dict(source=folder(d/'source', 12), target=folder(d/'target', 3), clip=clip)
+    facts = dict(config=dict(model=asdict(shape)))
+    save_glyph_clip(build_glyph_clip(shape), folder/'clip.safetensors', facts, torch.arange(1000))
+    return folder
 
-def call(capsys, *args):
-    code = main([str(a) for a in args])
-    return code, *capsys.readouterr()
 
-def test_across_sets(tmp_path, world, capsys):
-    args = ('bench', '--protocol', 'cross', '--methods', 'zero-shot', 'dra', '--datasets', world['source'], '--targets', world['target'], '--seeds', 1, 2, '--shots', 2,
-            '--out', tmp_path/'r.jsonl', '--pretrained', world['clip'], '--workers', 1)
-    code, out, err = call(capsys, *args)
-    assert code == 0 and '| source |' in out and '| target |' in out and '3 runs in' in out, err
-    lines = (tmp_path/'r.jsonl').read_text().splitlines()
-    for r in map(json.loads, lines):
-        assert r['metrics'].keys() == {'source','target','train_loss'} and r['counts']['train'] == 24                # all classes
-        assert r['settings']['protocol'] == 'cross' and (r['method'] == 'zero-shot' or (r['settings']['config']['start'], r['settings']['train']['epochs']) == (7, 1))
-    (tmp_path/'r.jsonl').write_text(lines[0]+'\n')                                                                 # as if it had been stopped
-    code, out, err = call(capsys, *args)
-    assert code == 0 and out.count('\n[') + out.startswith('[') == 2, err
-    assert [json.loads(l)['metrics'] for l in (tmp_path/'r.jsonl').read_text().splitlines()] == [json.loads(l)['metrics'] for l in lines]
+def settings(world):
+    return dict(datasets=[str(world/'source')], pretrained=str(world/'clip.safetensors'), shots=2, device='cpu')
 
-def test_choosing(tmp_path, world, capsys, monkeypatch):
-    seen, whole = set(), evaluation.accuracy
-    def accuracy(model, items, *args, **kwargs): seen.update(o.path for o in items); return whole(model, items, *args, **kwargs)
-    monkeypatch.setattr(evaluation, 'accuracy', accuracy)
-    args = ('bench', '--protocol', 'choose', '--datasets', world['source'], '--shots', 2, '--out', tmp_path/'g.jsonl', '--pretrained', world['clip'], '--workers', 1, '--device', 'cpu')
-    code, out, err = call(capsys, *args)
-    assert code == 0 and '**adapter**: rate' in out and '**dra**: rate' in out, err
-    data = evaluation.load_dataset(world['source'])
-    assert seen and not seen & {o.path for o in data.test} and seen < {o.path for o in data.train+data.val}        # no test image was scored
-    n = len((tmp_path/'g.jsonl').read_text().splitlines())
-    assert n >= 5+4+5+10 and f'{n} runs made now' in out
-    code, again, err = call(capsys, *args)
-    assert code == 0 and '0 runs made now' in again and again.split('**adapter**')[1].split('runs made')[0].rsplit('\n', 1)[0] == out.split('**adapter**')[1].split('runs made')[0].rsplit('\n', 1)[0]
 
-def test_a_setting_that_diverges_counts_as_nothing_right(world, monkeypatch):
-    def fit(*args, **kwargs): raise FitError('the loss became inf at step 3', 3)
-    monkeypatch.setattr(evaluation, 'fit', fit)
-    args = dict(evaluation.plan(['adapter'], [world['source']], [1], 'choose', pretrained=str(world['clip']), shots=2)[0][1], device='cpu', save=None, bar=False)
-    record = evaluation._one_run(**args)
-    assert record['metrics'] == dict(base=0., new=0., hm=0., train_loss=None) and 'loss became' in record['failed']
-    with pytest.raises(FitError): evaluation._one_run(**dict(args, protocol='base-to-new'))
+def test_across_sets(world, tmp_path):
+    table = dict(methods=['zero-shot', 'dra'], seeds=[1, 2], protocol='cross',
+                 targets=[str(world/'target')], **settings(world))
+    records = bench(folder=tmp_path, **table)
+    assert len(records) == 3
+    for r in records:
+        assert list(r.metrics) == ['source', 'target'] and r.counts['train'] == 24      # all classes
+        assert r.method == 'zero-shot' or (r.run['config']['start'], r.run['train']['epochs']) == (7, 1)
+    assert bench(folder=tmp_path, **table) == records
+
+
+def test_the_recipe_across_domains_is_that_across_sets(world):
+    target = [str(world/'target')]
+    runs = [make_runs(['dra'], seeds=[1], protocol=p, targets=target, **settings(world))[0]
+            for p in ('cross', 'domain-shift')]
+    assert runs[0].config == runs[1].config and runs[0].train == runs[1].train
+    assert runs[0].key != runs[1].key
+
+
+def test_settings_are_searched_without_test_images(world, tmp_path, monkeypatch):
+    seen = set()
+    whole = bench_runs.train_and_test
+
+    def train_and_test(method, source, tests, *rest):
+        seen.update(o.path for part in (source.train, *(t.test for t in tests.values())) for o in part)
+        return whole(method, source, tests, *rest)
+
+    monkeypatch.setattr(bench_runs, 'train_and_test', train_and_test)
+    base = make_runs(['adapter'], seeds=[1], protocol='inner-split', train=dict(epochs=1), **settings(world))
+    tried = grid(base, {'config.scale': (.1, .3), 'train.lr': (.01, .1)})
+    records = run_missing(tried, tmp_path)
+    assert len(records) == len(read_results(tmp_path)) == 4
+    assert {(r.run['config']['scale'], r.run['train']['lr']) for r in records} == {(a, b) for a in (.1, .3) for b in (.01, .1)}
+    dataset, _ = find_dataset(str(world/'source'))
+    assert seen and not seen & {o.path for o in dataset.test}
+    assert seen < {o.path for o in dataset.train+dataset.val}
+
+
+def test_in_a_search_a_setting_that_diverges_counts_as_nothing_right(world, monkeypatch):
+    def diverge(*args, **kwargs):
+        raise TrainingDiverged('the loss became inf at step 3', 3)
+
+    monkeypatch.setattr(bench_runs, 'train_and_test', diverge)
+    run = make_runs(['adapter'], seeds=[1], protocol='inner-split', **settings(world))[0]
+    record = bench_runs.make(run)
+    assert record.metrics == dict(base=0., new=0., hm=0.) and record.train == dict(loss=None)
+    assert 'loss became' in record.failed
+    with pytest.raises(TrainingDiverged):
+        bench_runs.make(replace(run, protocol='base-to-new'))
+
+
+def test_every_seed_plays_another_third(world):
+    runs = make_runs(['zero-shot', 'adapter'], seeds=[1, 2, 3], protocol='inner-split', **settings(world))
+    assert len(runs) == 6                                        # untrained methods too: the classes change

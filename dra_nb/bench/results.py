@@ -198,7 +198,7 @@ def read_results(
 def _say(line):
     print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/62_results.ipynb #570a1ade
+# %% ../../nbs/62_results.ipynb #95a622de
 TOUCH, VOID = 15., 120.     # seconds between touches, and without one until a claim is void
 
 @contextmanager
@@ -219,11 +219,12 @@ def _gone(claim):
         if who['host'] != socket.gethostname():
             return False
         os.kill(who['pid'], 0)
+        state = Path(f'/proc/{who["pid"]}/stat').read_text().rpartition(')')[2].split()[0]
     except ProcessLookupError:
         return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return False
+    return state == 'Z'                     # killed, and not yet taken note of by its parent
 
 def _holds(claim, void):
     "Does a claim count?"

@@ -1,0 +1,236 @@
+"A table of runs: files, claims, processes, signals, a cluster."
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import save_images
+from dra_nb.bench import runs as bench_runs
+from dra_nb.bench.results import Claim, find_record, read_results
+from dra_nb.bench.runs import bench, make_runs, run_missing
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    "A folder of six classes and the file of a small CLIP."
+    folder = tmp_path_factory.mktemp('world')
+    for k in range(6):
+        save_images(folder/'own'/f'class {k}', 6, 10*k, (20, 20))
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    torch.manual_seed(0)
+    clip = folder/'clip.safetensors'
+    facts = dict(config=dict(model=asdict(shape)))
+    save_glyph_clip(build_glyph_clip(shape), clip, facts, torch.arange(1000))
+    return dict(datasets=[str(folder/'own')], pretrained=str(clip), shots=2, device='cpu')
+
+
+def numbers(records):
+    "What has to be equal, however the runs were made."
+    return [(r.key, r.metrics, r.train) for r in records]
+
+
+def test_resumes_and_repeats(world, tmp_path):
+    methods, shown = ['zero-shot', 'adapter'], []
+    table = dict(methods=methods, seeds=[1, 2], train=dict(epochs=1), **world)
+    first = bench(folder=tmp_path/'a', show=lambda record, n, of: shown.append((n, of)), **table)
+    assert shown == [(1, 3), (2, 3), (3, 3)]                    # zero-shot once, whatever the seeds
+    files = sorted((tmp_path/'a').glob('*.json'))
+    assert sorted(f.stem for f in files) == sorted(r.key for r in first)
+    before = [f.stat().st_mtime_ns for f in files]
+    files[0].unlink()
+    again = bench(folder=tmp_path/'a', **table)
+    assert numbers(again) == numbers(first)
+    assert [f.stat().st_mtime_ns for f in files[1:]] == before[1:]
+    assert {'torch', 'pillow', 'numpy'} <= first[0].versions.keys() and 'thread' in first[0].device
+    assert first[1].run['precision'] == 'fp32' and first[1].run['train']['amp'] == 'off'
+
+
+def test_several_processes_give_the_same(world, tmp_path):
+    table = dict(methods=['zero-shot', 'dra'], seeds=[1, 2], train=dict(epochs=1), **world)
+    alone = bench(folder=tmp_path/'one', **table)
+    together = bench(folder=tmp_path/'two', workers=2, **table)
+    assert numbers(together) == numbers(alone)
+    assert not list((tmp_path/'two').glob('.*.claim'))
+
+
+def test_damaged_and_foreign_files_are_named_and_left(world, tmp_path, capsys):
+    runs = make_runs(['zero-shot'], seeds=[1], **world)
+    run_missing(runs, tmp_path)
+    torn = tmp_path/f'{runs[0].key}.json'
+    torn.write_text(torn.read_text()[:40])
+    (tmp_path/'list.json').write_text('[1]')
+    capsys.readouterr()
+    for _ in range(2):
+        assert len(run_missing(runs, tmp_path)) == 1
+    assert len(torn.read_text()) == 40 and (tmp_path/'list.json').read_text() == '[1]'
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and torn.name in said[0] + said[1] and 'list.json' in said[0] + said[1]
+    assert [r.key for r in read_results(tmp_path, print)] == [runs[0].key]
+    edited = json.loads((tmp_path/f'{runs[0].key}-again.json').read_text())
+    for k,wrong in dict(base=float('nan'), new=True, hm=101).items():
+        edited['metrics'][k] = wrong
+        with open(tmp_path/f'{runs[0].key}-again.json', 'w') as f:
+            json.dump(edited, f)
+        assert find_record(tmp_path, runs[0].key) is None
+
+
+def test_keys_follow_what_is_read(world, tmp_path):
+    "Two sets of one name with other pictures, other weights, another precision: other runs."
+    for place,start in (('a', 0), ('b', 500), ('c', 0)):
+        for k in range(4):
+            save_images(tmp_path/place/'pets'/f'class {k}', 4, start+10*k, (20, 20))
+
+    def key(place='a', **changes):
+        settings = {**world, 'datasets': [str(tmp_path/place/'pets')], **changes}
+        return make_runs(['adapter'], seeds=[1], **settings)[0].key
+
+    assert key('a') == key('c') != key('b')
+    assert len({key(), key(shots=1), key(config=dict(rank=8)), key(train=dict(amp='bf16'))}) == 4
+    other = tmp_path/'other.safetensors'
+    torch.manual_seed(1)
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    facts = dict(config=dict(model=asdict(shape)))
+    save_glyph_clip(build_glyph_clip(shape), other, facts, torch.arange(1000))
+    assert key(pretrained=str(other)) != key()
+
+
+def test_too_few_classes_are_refused_before_any_work(world, tmp_path, monkeypatch):
+    for k in range(3):
+        save_images(tmp_path/'three'/f'class {k}', 6, 10*k, (20, 20))
+    monkeypatch.setattr(bench_runs, 'make', lambda *args, **kwargs: pytest.fail('was trained'))
+    settings = {**world, 'datasets': [str(tmp_path/'three')]}
+    with pytest.raises(ValueError, match='base-to-new needs at least 4'):
+        bench(['adapter'], seeds=[1], folder=tmp_path/'results', **settings)
+
+
+def test_weights_of_every_run_are_kept(world, tmp_path):
+    from dra_nb.clip import load_clip
+    from dra_nb.methods import load_method, saved_facts
+    table = dict(methods=['zero-shot', 'adapter'], seeds=[1, 2], train=dict(epochs=1), **world)
+    records = bench(folder=tmp_path/'results', save=tmp_path/'weights', **table)
+    kept = {p.name for p in (tmp_path/'weights').iterdir()}
+    assert kept == {r.key for r in records if r.trained}
+    for name in kept:
+        assert saved_facts(tmp_path/'weights'/name)['run']['method'] == 'adapter'
+    clip = load_clip('glyph-clip', world['pretrained'], 'cpu')
+    assert load_method(tmp_path/'weights'/name, clip).name == 'adapter'
+
+
+# ---- programs beside one another -----------------------------------------------------------------
+
+PROGRAM = '''
+import json, os, sys, time
+from dra_nb.bench import runs
+from dra_nb.bench.runs import make_runs, run_missing
+if __name__ == '__main__':
+    settings, folder, workers, epochs = json.loads(sys.argv[1])
+    list_of_runs = make_runs(['adapter'], seeds=range(1, 9), train=dict(epochs=epochs), **settings)
+    print(len(list_of_runs), flush=True)
+    made = []
+    run_missing(list_of_runs, folder, workers, show=lambda record, n, of: made.append(record.key))
+    print(json.dumps(made), flush=True)
+'''
+
+
+def program(tmp_path, world, folder, workers=1, epochs=1):
+    "A program of its own that makes eight runs."
+    script = tmp_path/'program.py'
+    script.write_text(PROGRAM)
+    words = json.dumps([world, str(folder), workers, epochs])
+    return subprocess.Popen([sys.executable, str(script), words], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(condition, seconds=300):
+    "Wait until something is so."
+    until = time.monotonic()+seconds
+    while not condition():
+        assert time.monotonic() < until, 'waited in vain'
+        time.sleep(.1)
+
+
+def in_session(leader):
+    "Processes of a program's session that are still there."
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            fields = path.read_text().rpartition(')')[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != 'Z':
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_two_programs_on_one_folder(world, tmp_path):
+    folder = tmp_path/'results'
+    both = [program(tmp_path, world, folder) for _ in range(2)]
+    made = []
+    for p in both:
+        out, err = p.communicate(timeout=600)
+        assert p.returncode == 0, err
+        made += json.loads(out.splitlines()[-1])
+    assert len(made) == len(set(made)) == 8                     # no run twice, none lost
+    assert len(read_results(folder)) == 8
+    assert not list(folder.glob('.*.claim'))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.parametrize('number, workers', [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGINT, 1)])
+def test_ends_cleanly(world, tmp_path, number, workers):
+    folder = tmp_path/'results'
+    p = program(tmp_path, world, folder, workers, epochs=40)
+    wait_for(lambda: list(folder.glob('*.json')) or p.poll() is not None)
+    p.send_signal(number)
+    p.communicate(timeout=60)
+    assert p.returncode in {signal.SIGTERM: (143,), signal.SIGKILL: (-9,), signal.SIGINT: (130, -2)}[number]
+    wait_for(lambda: not in_session(p.pid), 30)                 # no worker is left behind
+    done = read_results(folder, pytest.fail)                    # what is finished is kept, and whole
+    assert 0 < len(done) < 8
+    claims = list(folder.glob('.*.claim'))
+    assert not claims or number == signal.SIGKILL
+    for path in claims:                                         # void, since their process is gone
+        claim = Claim(folder, path.name[1:].removesuffix('.claim'))
+        assert claim.take()
+        claim.release()
+
+
+# ---- on a cluster --------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_cluster_loses_nothing(world, tmp_path, monkeypatch):
+    "Two nodes on this machine; one is killed in the middle."
+    ray = pytest.importorskip('ray')
+    from ray.cluster_utils import Cluster
+    monkeypatch.setenv('RAY_raylet_start_wait_time_s', '180')
+    runs = make_runs(['zero-shot', 'adapter'], seeds=range(1, 9), train=dict(epochs=20), **world)
+    serial = run_missing(runs, tmp_path/'serial')
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
+    try:
+        second = cluster.add_node(num_cpus=1)
+        folder, lost = tmp_path/'cluster', []
+
+        def kill():
+            wait_for(lambda: len(list(folder.glob('*.json'))) >= 3)
+            cluster.remove_node(second, allow_graceful=False)
+            lost.append(len(list(folder.glob('*.json'))))
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        made = run_missing(runs, folder, ray=cluster.address)
+        thread.join()
+        assert lost and lost[0] < len(runs)
+        assert numbers(made) == numbers(serial)
+        assert sorted(r.key for r in read_results(folder, pytest.fail)) == sorted(r.key for r in runs)
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
