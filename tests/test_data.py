@@ -111,7 +111,8 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
 
 def test_stand_ins_are_named(tmp_path):
     pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n'
-    wrong = {'page.jpg': b'<!DOCTYPE html><p>404', 'lfs.jpg': pointer, 'empty.jpg': b'', 'text.jpg': b'no picture'}
+    wrong = {'page.jpg': b'<!DOCTYPE html><p>404', 'lfs.jpg': pointer, 'empty.jpg': b'',
+             'text.jpg': b'no picture'}
     words = {'page.jpg': 'web page', 'lfs.jpg': 'Git LFS', 'empty.jpg': 'empty',
              'text.jpg': 'cannot be read as an image', 'gone.jpg': 'no file', 'dir.jpg': 'folder'}
     (tmp_path/'dir.jpg').mkdir()

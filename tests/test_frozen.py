@@ -1,5 +1,6 @@
 """The benchmark does not change by accident: choices and sampled pixels of every set are on file.
-After a change that is meant, raise `glyphs.VERSION` and write them anew:  python tests/test_frozen.py"""
+After a change that is meant, raise `glyphs.VERSION` and write them anew:
+python tests/test_frozen.py"""
 import hashlib
 import json
 from pathlib import Path
