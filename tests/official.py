@@ -1,0 +1,553 @@
+"""Do our methods compute what their authors' code computes?
+
+    python tests/official.py FILE.npz …
+
+A file holds numbers of one method on a tiny CLIP whose weights a frozen generator draws. The method
+is built here with the file's settings and parameters, and everything in the file is computed again:
+logits, features, loss terms, gradients, parameters after three steps. One line for a group of
+quantities; the first deviation beyond the file's tolerance ends the run with exit code 1.
+
+A method takes part through a `Case`: which settings, which of its parameters has which official name.
+"""
+import json
+import math
+import re
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import open_clip
+import torch
+from torch.nn import functional as F
+
+from dra_nb.clip import image_features, text_features, tokenize
+from dra_nb.methods import METHODS
+from dra_nb.recipes import TrainConfig, make_optimizer
+
+# ---- the tiny CLIP ------------------------------------------------------------------------------
+
+JOINT, IMAGE, PATCH, BLOCKS = 64, 32, 8, 12
+WIDTHS = {'visual.': 128, '': 64}             # image tower, text tower; a head is 64 wide
+CONTEXT, VOCABULARY = 77, 49408
+
+
+def tower_shapes(prefix, width):
+    "Names and shapes of a tower's blocks, as OpenAI's weights have them."
+    shapes = {}
+    for i in range(BLOCKS):
+        block = f'{prefix}transformer.resblocks.{i}.'
+        layers = {'attn.in_proj_': (3*width, width), 'attn.out_proj.': (width, width),
+                  'mlp.c_fc.': (4*width, width), 'mlp.c_proj.': (width, 4*width)}
+        for layer,shape in layers.items():
+            shapes[f'{block}{layer}weight'] = shape
+            shapes[f'{block}{layer}bias'] = shape[:1]
+        for norm in ('ln_1', 'ln_2'):
+            shapes[f'{block}{norm}.weight'] = shapes[f'{block}{norm}.bias'] = (width,)
+    return shapes
+
+
+def weight_shapes():
+    "Names and shapes of all weights."
+    image, text = WIDTHS['visual.'], WIDTHS['']
+    shapes = {
+        'logit_scale': (), 'positional_embedding': (CONTEXT, text),
+        'text_projection': (text, JOINT), 'token_embedding.weight': (VOCABULARY, text), 'visual.class_embedding': (image,),
+        'visual.positional_embedding': ((IMAGE//PATCH)**2 + 1, image), 'visual.proj': (image, JOINT),
+        'visual.conv1.weight': (image, 3, PATCH, PATCH)}
+    for norm,width in (('ln_final', text), ('visual.ln_pre', image), ('visual.ln_post', image)):
+        shapes[f'{norm}.weight'] = shapes[f'{norm}.bias'] = (width,)
+    for prefix,width in WIDTHS.items():
+        shapes.update(tower_shapes(prefix, width))
+    return shapes
+
+
+def spread(name, shape, draw):
+    "A weight from standard normal numbers: its scale depends on what it is."
+    is_norm = re.search(r'(^|\.)ln_', name) is not None
+    if name.endswith('bias'):
+        return draw*(.1 if is_norm else .05)
+    if is_norm:
+        return 1 + .1*draw
+    if 'positional' in name:
+        return .1*draw
+    if 'embedding' in name:
+        return .3*draw
+    inputs = shape[0] if name in ('text_projection', 'visual.proj') else math.prod(shape[1:])
+    return draw/math.sqrt(inputs)
+
+
+def tiny_weights(seed):
+    "Name → float32 tensor, drawn in the order of the sorted names; the temperature is CLIP's 1/100."
+    source = np.random.RandomState(seed)
+    weights = {}
+    for name,shape in sorted(weight_shapes().items()):
+        if name == 'logit_scale':
+            weights[name] = torch.tensor(math.log(100.))
+            continue
+        value = spread(name, shape, source.standard_normal(shape))
+        weights[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return weights
+
+
+def tiny_clip(seed=0):
+    "The tiny CLIP as a model of open_clip, with what `load_clip` adds."
+    image = dict(image_size=IMAGE, layers=BLOCKS, width=WIDTHS['visual.'], patch_size=PATCH)
+    text = dict(context_length=CONTEXT, vocab_size=VOCABULARY, width=WIDTHS[''], heads=1,
+                layers=BLOCKS)
+    model = open_clip.CLIP(JOINT, image, text, quick_gelu=True).eval()
+    wrong = model.load_state_dict(tiny_weights(seed), strict=False)
+    assert not wrong.unexpected_keys and set(wrong.missing_keys) <= {'attn_mask'}, wrong
+    model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    model.image_size, model.mean, model.std = IMAGE, (.5,)*3, (.25,)*3
+    model.clip_name, model.clip_pretrained, model.preprocess = 'tiny', None, None
+    return model
+
+
+def tiny_images(n, seed):
+    "n normalised images (n,3,S,S) of noise."
+    noise = np.random.RandomState(seed).standard_normal((n, 3, IMAGE, IMAGE))
+    return torch.from_numpy(noise.astype(np.float32))
+
+
+# ---- a file -------------------------------------------------------------------------------------
+
+# What a key of a file begins with, if it is no setting such as 's0.5/'.
+KINDS = ('param', 'grad', 'grad_summary', 'step3', 'step3_delta_summary')
+
+
+class OfficialFile:
+    "The numbers of one method, and the settings they were made with."
+    def __init__(self, path):
+        with np.load(path, allow_pickle=False) as stored:
+            self.arrays = {key: stored[key] for key in stored.files if key != 'meta'}
+            self.meta = json.loads(str(stored['meta']))
+        self.path = str(path)
+        self.method = self.meta['method']
+        self.classnames = self.meta['classnames']
+        self.labels = torch.as_tensor(np.asarray(self.meta['labels']), dtype=torch.int64)
+        self.images = tiny_images(self.meta['n_images'], self.meta['image_seed'])
+        self.tolerance = self.read_tolerance(self.meta['tolerance'])
+
+    @staticmethod
+    def read_tolerance(given):
+        "Two families of files name their tolerances differently."
+        if 'features_logits_losses' in given:
+            return dict(value=given['features_logits_losses'], loss=given['features_logits_losses'],
+                        gradient=given['gradients'], change=given['step3_change'],
+                        history=given['loss_history'], after=given['step3_logits'])
+        value, change = given['values_rel_l2'], given['step_change_rel_l2']
+        found = dict(value=value, loss=given['loss_rel'], gradient=given['grad_rel_l2'],
+                     change=change, history=given['loss_rel'], after=value)
+        joined = given.get('step_change_all_tensors_rel_l2')
+        if joined is not None:
+            found['change, all joined'] = joined
+        return found
+
+    def settings(self, kinds=KINDS):
+        "Beginnings of keys that stand for a setting; one empty one if there are none."
+        first = [key.partition('/')[0] for key in self.arrays if '/' in key]
+        found = [name for name in dict.fromkeys(first) if name not in (*kinds, 'f64')]
+        return found or ['']
+
+    def under(self, setting='', double=False):
+        "Key → array of no setting and of this one, without its name; or those of the float64 run."
+        arrays = self.arrays
+        if double:
+            arrays = {k.removeprefix('f64/'): v for k,v in arrays.items() if k.startswith('f64/')}
+        found = {}
+        for key,value in arrays.items():
+            first, slash, rest = key.partition('/')
+            if not slash or first in KINDS:
+                found.setdefault(key, value)
+            elif first == setting:
+                found[rest] = value
+        return found
+
+
+# ---- comparing ----------------------------------------------------------------------------------
+
+class Deviation(Exception):
+    "A quantity lies outside its tolerance."
+
+
+def numbers(x):
+    "Whatever holds numbers, as float64 of numpy."
+    x = x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+    return x.astype(np.float64)
+
+
+def relative(got, wanted):
+    "Relative L2 distance."
+    got, wanted = numbers(got), numbers(wanted)
+    if got.shape != wanted.shape:
+        return math.inf
+    norm = np.linalg.norm(wanted)
+    distance = np.linalg.norm(got - wanted)
+    return float(distance/norm) if norm else float(distance)
+
+
+class Comparison:
+    "Counts what was compared, and stops at the first deviation."
+    def __init__(self, label):
+        self.label = label
+        self.groups = {}        # group → [number, largest share, deviation, tolerance, name]
+        self.compared = set()   # keys of the file
+
+    def note(self, group, name, deviation, tolerance):
+        "Keep one deviation in mind."
+        share = deviation/tolerance
+        now = self.groups.setdefault(group, [0, -1., 0., tolerance, ''])
+        now[0] += 1
+        if share > now[1]:
+            now[1:] = [share, deviation, tolerance, name]
+        if not share <= 1:
+            raise Deviation(f'{self.label}: {name} deviates by {deviation:.2e}, '
+                            f'allowed is {tolerance:.0e}')
+
+    def array(self, group, name, got, wanted, tolerance):
+        "An array by its relative L2 distance."
+        self.compared.add(name)
+        self.note(group, name, relative(got, wanted), tolerance)
+
+    def summary(self, group, name, got, wanted, tolerance):
+        "Norm, sum and first numbers of an array that the file does not hold in full."
+        self.compared.add(name)
+        got, wanted = numbers(got).ravel(), numbers(wanted)
+        norm, total, first = wanted[0], wanted[1], wanted[2:]
+        self.note(group, f'{name} (norm)', abs(np.linalg.norm(got)-norm)/norm, tolerance)
+        self.note(group, f'{name} (sum)', abs(got.sum()-total)/(norm*math.sqrt(got.size)), tolerance)
+        self.note(group, f'{name} (first)', relative(got[:len(first)], first), 5*tolerance)
+
+    def norm_and_sum(self, group, name, got, wanted, tolerance):
+        "Norm and sum alone, both relative to the norm."
+        got, (norm, total) = numbers(got), wanted
+        deviation = max(abs(np.linalg.norm(got)-norm), abs(got.sum()-total))/norm
+        self.note(group, name, deviation, tolerance)
+
+    def lines(self):
+        "One line a group."
+        for group,(count, _, deviation, tolerance, name) in self.groups.items():
+            yield (f'{self.label}: {group}: {count} compared, largest deviation {deviation:.1e} '
+                   f'({name}), allowed {tolerance:.0e}')
+
+
+# ---- what a method says about itself ------------------------------------------------------------
+
+CASES = {}      # official name of a method, letters only → `Case`
+
+
+def case(name):
+    "Make a case known under the letters that its files' `meta['method']` begins with."
+    def register(cls):
+        CASES[name] = cls
+        return cls
+    return register
+
+
+def case_of(file):
+    "The class of cases that is right for a file."
+    letters = re.match('[a-z]*', file.method.lower().replace('-', '')).group()
+    if letters not in CASES:
+        raise Deviation(f'{file.path}: method {file.method!r} is not known here, '
+                        f'known are {", ".join(CASES)}')
+    return CASES[letters]
+
+
+class Steps:
+    "What a method's `step` wants of a trainer."
+    seed = 1
+
+    def __init__(self, method, train):
+        self.step = 0
+        self.optimizer = make_optimizer(train, method.trained().values())
+
+    def precision(self):
+        return nullcontext()
+
+    def update(self, loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+class Case:
+    """One method with one of the settings of a file. A subclass says as little as is needed:
+    `own` (name in `METHODS`), `config()`, `own_name(official)`, `terms` and `more_values()`."""
+    own = ''
+    terms = dict(ce=('ce', 1.))     # official loss term → (term of `losses`, its weight there)
+    uncompared = ()                 # keys that say nothing about our code
+
+    def __init__(self, file, setting='', double=False):
+        self.file = file
+        self.meta = file.meta
+        self.setting = setting
+        self.dtype = torch.float64 if double else torch.float32
+        self.arrays = file.under(setting)
+        self.images = file.images.to(self.dtype)
+        self.labels = file.labels
+        settings = self.meta.get('settings', {})
+        self.options = settings.get(setting, settings)       # of this setting, or of all
+
+    @classmethod
+    def settings(cls, file):
+        "The settings to go through."
+        return file.settings()
+
+    # -- to be said by a method
+    def config(self):
+        "Settings of our method."
+        return METHODS[self.own].Config()
+
+    def own_name(self, official):
+        "Our name of a trained parameter."
+        raise NotImplementedError
+
+    def set_classes(self, method):
+        "Tell the method its classes."
+        method.set_classes(self.file.classnames, self.meta.get('template', 'a photo of a {}.'))
+
+    def more_values(self, method):
+        "Quantities of this method alone: key → tensor."
+        return {}
+
+    # -- the same for nearly all
+    def build(self):
+        "Our method with the file's parameters, in training mode."
+        method = METHODS[self.own](tiny_clip(self.meta['clip_seed']), self.config(), 1)
+        method = method.to(self.dtype).train()
+        self.set_classes(method)
+        self.put(method, 'param')
+        return method
+
+    def official_names(self):
+        "Names of the trained parameters in the file."
+        return [name for name,_ in self.meta['parameters_official_order']]
+
+    def mine(self, method):
+        "Official name → our parameter; every trained one has exactly one."
+        own = method.trained()
+        found = {name: own[self.own_name(name)] for name in self.official_names()}
+        assert {id(p) for p in found.values()} == {id(p) for p in own.values()}, list(own)
+        assert len(found) == len(own)
+        return found
+
+    @torch.no_grad()
+    def put(self, method, kind):
+        "Copy the file's parameters into the method."
+        for name,p in self.mine(method).items():
+            p.copy_(torch.from_numpy(np.asarray(self.arrays[f'{kind}/{name}'])))
+
+    def features(self, method):
+        "Image and text features as the logits take them, not normalised."
+        return method.image_features(self.images), method.text_features()
+
+    def values(self, method):
+        "Key → tensor of everything but gradients and steps; and the terms of the loss."
+        image, text = self.features(method)
+        found = dict(image_features_raw=image, text_features_raw=text,
+                     image_features=F.normalize(image, dim=-1),
+                     text_features=F.normalize(text, dim=-1), logits=method.logits(self.images))
+        terms = method.losses(self.images, self.labels)
+        found['loss_total'] = sum(terms.values())
+        for official,(own,weight) in self.terms.items():
+            found[f'loss_{official}'] = terms[own]/weight
+        assert set(terms) == {own for own,_ in self.terms.values()}, list(terms)
+        found.update(self.more_values(method))
+        return found
+
+    def recipe(self):
+        "The optimiser, and the number of steps."
+        given = self.meta.get('optimizer') or self.options
+        name = given.get('name') or given['optimiser']
+        own = {k: given[k] for k in ('lr', 'weight_decay', 'momentum', 'eps') if k in given}
+        return TrainConfig(optimizer=name.lower(), **own), given['steps']
+
+    def steps(self, method):
+        "Three steps on the whole batch; the loss before each."
+        train, n = self.recipe()
+        trainer = Steps(method, train)
+        history = []
+        for _ in range(n):
+            terms = method.step(trainer, self.images, self.labels)
+            history.append(float(sum(terms.values()).detach()))
+            trainer.step += 1
+        return history
+
+    # -- comparing
+    def check(self, compare):
+        "Everything that the file says about this setting."
+        self.check_clip(compare)
+        method = self.build()
+        self.check_tokens(compare, method)
+        self.check_values(compare, method)
+        self.check_gradients(compare, method)
+        if any(key.startswith('step3/') for key in self.arrays):
+            self.check_steps(compare, method)
+        self.check_more(compare, method)
+        if self.dtype == torch.float32 and any(k.startswith('f64/') for k in self.file.arrays):
+            type(self)(self.file, self.setting, double=True).check_double(compare)
+
+    def check_more(self, compare, method):
+        "Whatever only this method has."
+
+    def zero_shot_logits(self):
+        "Of the plain CLIP."
+        model = tiny_clip(self.meta['clip_seed']).to(self.dtype)
+        template = self.meta.get('zero_shot_template', 'a photo of a {}.')
+        with torch.no_grad():
+            image = F.normalize(image_features(model, self.images), dim=-1)
+            tokens = tokenize(model, self.file.classnames, template)
+            text = F.normalize(text_features(model, tokens), dim=-1)
+            return model.logit_scale.exp()*image@text.T
+
+    def check_clip(self, compare):
+        "Plain CLIP first: if it deviates, nothing else means anything."
+        if 'zero_shot_logits' in self.arrays:
+            compare.array('plain CLIP', 'zero_shot_logits', self.zero_shot_logits(),
+                          self.arrays['zero_shot_logits'], self.file.tolerance['value'])
+
+    def check_tokens(self, compare, method):
+        "Our sentences are the file's, but for what stands in the slots."
+        wanted = self.arrays['tokens'].astype(np.int64)
+        tokens, slots = numbers(method.prompts.tokens), numbers(method.prompts.slots) > 0
+        M = method.prompts.n_slots
+        words = np.delete(wanted, range(1, 1+M), axis=1)      # theirs stand behind the start
+        n = tokens.shape[-1] - M
+        rest = tokens[~slots].reshape(len(tokens), n)
+        same = (rest == words[:, :n]).all() and (words[:, n:] == 0).all()
+        compare.compared.add('tokens')
+        compare.note('tokens', 'tokens', 0. if same else math.inf, 1.)
+
+    def check_values(self, compare, method):
+        "Features, logits, terms of the loss."
+        for key,value in self.values(method).items():
+            if key not in self.arrays:
+                continue
+            kind = 'loss' if key.startswith('loss') else 'value'
+            group = dict(loss='losses', value='features' if 'feature' in key else 'logits')[kind]
+            if kind == 'value' and 'feature' not in key and key != 'logits':
+                group = 'others'
+            compare.array(group, key, value, self.arrays[key], self.file.tolerance[kind])
+
+    def gradients(self, method, loss):
+        "Official name → gradient of a loss."
+        mine = self.mine(method)
+        found = torch.autograd.grad(loss, list(mine.values()), allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for (n,p),g in zip(mine.items(), found)}
+
+    def check_gradients(self, compare, method):
+        "Of the total loss, in full or as a summary."
+        total = sum(method.losses(self.images, self.labels).values())
+        tolerance = self.file.tolerance['gradient']
+        for name,g in self.gradients(method, total).items():
+            full, short = f'grad/{name}', f'grad_summary/{name}'
+            assert full in self.arrays or short in self.arrays, f'no gradient of {name}'
+            if full in self.arrays:
+                compare.array('gradients', full, g, self.arrays[full], tolerance)
+            if short in self.arrays:
+                compare.summary('gradients', short, g, self.arrays[short], tolerance)
+
+    def check_steps(self, compare, method):
+        "Parameters, losses and logits of three steps; the method is another one afterwards."
+        history = self.steps(method)
+        compare.array('losses of the steps', 'loss_history', history, self.arrays['loss_history'],
+                      self.file.tolerance['history'])
+        tolerance = self.file.tolerance
+        got_all, wanted_all = [], []
+        for name,p in self.mine(method).items():
+            before = numbers(self.arrays[f'param/{name}'])
+            change = numbers(p) - before
+            full, short = f'step3/{name}', f'step3_delta_summary/{name}'
+            assert full in self.arrays or short in self.arrays, f'no step of {name}'
+            if full in self.arrays:
+                wanted = numbers(self.arrays[full]) - before
+                compare.array('change by the steps', full, change, wanted, tolerance['change'])
+                got_all.append(change.ravel())
+                wanted_all.append(wanted.ravel())
+            if short in self.arrays:
+                compare.summary('change by the steps', short, change, self.arrays[short],
+                                tolerance['change'])
+        if 'change, all joined' in tolerance and got_all:
+            compare.array('change, all joined', 'all step3/', np.concatenate(got_all),
+                          np.concatenate(wanted_all), tolerance['change, all joined'])
+        with torch.no_grad():
+            compare.array('logits after the steps', 'step3_logits', method.logits(self.images),
+                          self.arrays['step3_logits'], tolerance['after'])
+
+    def check_double(self, compare):
+        "The same against the file's float64 run: 1e-9 for values, 1e-8 for norms."
+        wanted = self.file.under(self.setting, double=True)
+        method = self.build()
+        if 'zero_shot_logits' in wanted:
+            compare.array('float64', 'f64/zero_shot_logits', self.zero_shot_logits(),
+                          wanted['zero_shot_logits'], 1e-9)
+        for key,value in self.values(method).items():
+            if key in wanted:
+                compare.array('float64', f'f64/{key}', value, wanted[key], 1e-9)
+        total = sum(method.losses(self.images, self.labels).values())
+        gradients = self.gradients(method, total)
+        self.check_rows(compare, 'grad_norm_sum', gradients, wanted)
+        if 'step3_delta_norm_sum' in wanted:
+            before = {n: p.detach().clone() for n,p in self.mine(method).items()}
+            history = self.steps(method)
+            compare.array('float64', 'f64/loss_history', history, wanted['loss_history'], 1e-9)
+            change = {n: p-before[n] for n,p in self.mine(method).items()}
+            self.check_rows(compare, 'step3_delta_norm_sum', change, wanted)
+
+    def check_rows(self, compare, key, tensors, wanted):
+        "Norms and sums of all parameters, in the order of their sorted names."
+        if key in wanted:
+            compare.compared.add(f'f64/{key}')
+            for name,row in zip(self.meta['sorted_names'], wanted[key]):
+                compare.norm_and_sum('float64', f'f64/{key}/{name}', tensors[name], row, 1e-8)
+
+
+# ---- the methods --------------------------------------------------------------------------------
+
+@case('coop')
+class CoOpCase(Case):
+    own = 'coop'
+
+    def config(self):
+        shape = self.arrays['param/prompt_learner.ctx'].shape
+        return METHODS[self.own].Config(words='', length=shape[0],
+                                        position=self.meta['class_token_position'])
+
+    def own_name(self, official):
+        return {'prompt_learner.ctx': 'context'}[official]
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+def check_file(path):
+    "All settings of a file: lines to print, and the keys that were compared. Raises `Deviation`."
+    file = OfficialFile(path)
+    cls = case_of(file)
+    lines, compared = [], set()
+    for setting in cls.settings(file):
+        label = f'{file.method} {setting}'.strip()
+        compare = Comparison(label)
+        cls(file, setting).check(compare)
+        lines += compare.lines()
+        compared |= compare.compared
+    return lines, compared
+
+
+def main(paths):
+    "Exit code 0 if every file agrees."
+    if not paths:
+        print('usage: python tests/official.py FILE.npz …')
+        return 2
+    torch.set_num_threads(1)
+    for path in paths:
+        try:
+            lines, _ = check_file(path)
+        except Deviation as deviation:
+            print(deviation)
+            return 1
+        print(*lines, sep='\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
