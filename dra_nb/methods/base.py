@@ -34,13 +34,14 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #1b174eb7
+# %% ../../nbs/55_methods.ipynb #fcbb1356
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
     Config = None      # dataclass of the settings
     presets = {}       # name → settings; the first is the default
     buffers_saved = () # names of buffers that belong to what was learned
+    of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
 
     def __init__(self,
                  model:nn.Module,  # an open_clip CLIP; frozen, changed in place
@@ -243,8 +244,7 @@ class Method(nn.Module):
     @contextmanager
     def testing(self, classnames, template, seen=True):
         "Within it the method is in evaluation mode on these classes; afterwards it is as it was."
-        names = ('prompts', 'seen', 'start', 'cached', 'truncate_text')
-        state = {k: getattr(self, k) for k in names}
+        state = {k: getattr(self, k) for k in (*self.of_classes, 'truncate_text')}
         modes = {m: m.training for m in self.modules()}
         self.eval()
         self.truncate_text = 'exact'
