@@ -1,125 +1,236 @@
-"What a notebook cannot show well about pre-training: that no step waits for the device, that two seeds share nothing, and that the loss falls."
-import json, math
+"What a notebook cannot show well about pre-training: seeds, times, large batches, falling losses."
+import importlib.util
+import io
+import json
+import math
+import subprocess
+import sys
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from dra_nb import glyphs as G, pretraining as P
-from dra_nb.clip import GlyphClipConfig, build_glyph_clip, glyph_clip_facts
-from dra_nb.cli import main
-from dra_nb.glyphs import compose_pretraining
+from dra_nb import pretraining as P
+from dra_nb.data.glyphs import artwork
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, glyph_clip_facts, load_clip
 
-TINY = P.PretrainConfig(model=GlyphClipConfig(embed_dim=32, width=32, layers=2, head_width=16), steps=60, batch=16, captions=2, warmup=5, words_every=0)
+SHAPE = GlyphClipConfig(embed_dim=32, width=32, layers=2, head_width=16)
+TINY = P.PretrainConfig(model=SHAPE, words_steps=2, words_batch=16, steps=60, batch=16,
+                        warmup=5, words_every=0)
 
-class NoAnswer(TorchDispatchMode):
-    "Refuses operations that bring a number from the device to the program, or that need one to know their own size."
-    banned = ('_local_scalar_dense', 'nonzero', 'unique', 'masked_select', 'equal.default', 'is_nonzero', 'bincount', 'repeat_interleave')
-    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        if any(b in str(f) for b in self.banned): raise AssertionError(f'{f} waits for the device')
-        if 'index' in str(f) and any(t.dtype == torch.bool for t in (args[1] if isinstance(args[1], (list, tuple)) else ()) if torch.is_tensor(t)): raise AssertionError(f'{f} by a mask waits for the device')
-        return f(*args, **(kwargs or {}))
 
 @pytest.fixture(scope='module')
-def step():
+def model():
     torch.manual_seed(0)
-    model = build_glyph_clip(TINY.model)
-    return model, P._pair_step(model, TINY, 'cpu')
+    return build_glyph_clip(SHAPE)
 
-def test_mode_refuses():
-    x = torch.ones(3)
-    for wait in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(), lambda: float(x[0])):
-        with pytest.raises(AssertionError, match='waits'), NoAnswer(): wait()
 
-@pytest.mark.parametrize('at', (0, 59))                      # with half of the patches, and with all
-def test_no_step_waits(step, at):
-    "Forward, backward, clipping and averaging; the optimizers read their own step counters, which lie on the CPU here."
-    model, step_fn = step
-    ema = P._Mean(model, .9)
-    with NoAnswer():
-        loss, metrics = step_fn(at)
-        model.zero_grad(set_to_none=True); loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); ema.update(at)
-    assert all(torch.is_tensor(v) for v in metrics.values())
+def stand_in(folder, config):
+    "Targets in place of the sentence encoder's, kept where a run looks for them."
+    folder.mkdir(exist_ok=True)
+    ids = torch.arange(0, 49408, 5)
+    number = len(P.word_texts([], config.seed))+len(ids)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(number, config.model.embed_dim, generator=generator)
+    torch.save(dict(targets=F.normalize(y, dim=-1), ids=ids), folder/'targets.pt')
+    return folder
 
-def test_no_step_of_words_waits():
-    model = build_glyph_clip(TINY.model)
-    n = len(P.corpus(TINY.seed))
-    step_fn = P._word_step(model, TINY, F.normalize(torch.randn(n, 32), dim=-1), 16, 'cpu')
-    with NoAnswer(): step_fn(3)[0].backward()
 
-@pytest.mark.filterwarnings('ignore:CUDA is not available')
-def test_step_on_a_pretended_gpu(monkeypatch):
-    "Shapes and devices without numbers: with its tables on 'cuda', a step keeps to it; whatever asked for a number, or mixed devices, would fail."
-    model = build_glyph_clip(TINY.model); reader = P._Reader(model.tokenizer, TINY.tokens, 'cpu')
-    pairs, paint = P._pair_tables(TINY, model.tokenizer, reader), G._paint(torch.device('cpu'))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        there = lambda t: torch.empty(t.shape, dtype=t.dtype, device='cuda')
-        reader.before, reader.after, reader.device = there(reader.before), there(reader.after), 'cuda'
-        pairs, paint = P._Pairs(*map(there, pairs)), tuple(map(there, paint))
-        monkeypatch.setattr(G, '_paint', lambda device: paint)
-        monkeypatch.setattr(P, '_Reader', lambda *a: reader); monkeypatch.setattr(P, '_pair_tables', lambda *a: pairs)
-        model._apply(there)
-        step_fn = P._pair_step(model, TINY, 'cuda')
-        for at in (0, 59):
-            loss, metrics = step_fn(at)
-            assert {t.device.type for t in (loss, *metrics.values())} == {'cuda'}
-        with pytest.raises(DataDependentOutputException): loss.item()                # the pretence would notice
+class Clock:
+    "Two seconds pass whenever it is asked."
+    now = 0.
 
-def test_batch_in_parts():
-    "An image depends on its own number, not on its neighbours."
-    n, d = P._numbers(TINY, 2, 7, 300, 'cpu'), P.drawings_for_pretraining()[0][:300]
-    whole = compose_pretraining(n, d)
-    assert_close(torch.cat([compose_pretraining(a, b) for a, b in zip(n.split(77), d.split(77))]), whole, atol=1/255, rtol=0)
-    assert torch.equal(n[100:200], P._numbers(TINY, 2, 22, 100, 'cpu'))            # running index 2,200 to 2,299 in both
+    def __call__(self):
+        self.now += 2
+        return self.now
 
-def test_minutes_and_second_seed(tmp_path):
-    "The number of steps follows from the time; it is kept on resuming, and a second seed gives a file that `bench` tells from the first."
-    c = replace(TINY, steps=1, words_steps=2, words_batch=16, words_every=3)
-    def run(folder, seed, **kw):
-        n = len(P.corpus(seed))+len(P.used_tokens(build_glyph_clip(c.model), replace(c, seed=seed)))
-        folder.mkdir(exist_ok=True); torch.save(F.normalize(torch.randn(n, 32), dim=-1), folder/'targets.pt')      # stands in for the sentence encoder
-        return P.pretrain(folder, replace(c, seed=seed), **kw)
-    one = run(tmp_path/'1', 1, minutes=.03); steps = glyph_clip_facts(one)['config']['steps']
-    assert steps > 1 and glyph_clip_facts(run(tmp_path/'1', 1, minutes=5))['config']['steps'] == steps
-    two = run(tmp_path/'2', 2)
-    bench = lambda p: main(['bench', '--methods', 'zero-shot', '--datasets', 'plants', '--seeds', '1', '--shots', '1', '--workers', '1', '--device', 'cpu', '--pretrained', str(p), '--out', str(tmp_path/'r.jsonl')])
-    assert bench(one) == bench(two) == bench(one) == 0
-    keys = [json.loads(l)['key'] for l in (tmp_path/'r.jsonl').read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 2
 
-def test_seeds_and_stages_share_no_numbers():
-    draws = [P._numbers(replace(TINY, seed=s), stage, step, 500, 'cpu') for s in (1, 2) for stage in (1, 2) for step in (0, 1)]
-    assert len(torch.cat(draws).unique()) == 8*500
+def test_minutes_give_steps_that_are_kept_on_resuming(tmp_path):
+    "Three steps take two seconds by this clock: nine fit into a tenth of a minute."
+    folder = stand_in(tmp_path/'run', TINY)
+    first = glyph_clip_facts(P.pretrain(folder, TINY, minutes=.1, clock=Clock()))
+    again = glyph_clip_facts(P.pretrain(folder, TINY, minutes=5, clock=Clock()))
+    assert first['config']['steps'] == again['config']['steps'] == 9
+    assert first['seconds']['pairs'] == again['seconds']['pairs'] == 18
+
+
+def test_a_second_seed_gives_another_file(tmp_path):
+    short = replace(TINY, steps=2)
+    files = []
+    for seed in (1, 2):
+        folder = stand_in(tmp_path/str(seed), replace(short, seed=seed))
+        files.append(P.pretrain(folder, replace(short, seed=seed)))
+    one, two = (load_clip('glyph-clip', str(p), 'cpu').state_dict() for p in files)
+    assert not torch.equal(one['visual.conv1.weight'], two['visual.conv1.weight'])
+
+
+def test_seeds_and_steps_share_no_pictures(model):
+    seen = []
+    for seed in (1, 2):
+        batches = P.PairBatches(replace(TINY, seed=seed), model.tokenizer)
+        for step in (0, 1):
+            seen += [image.numpy().tobytes() for image in batches[step].images]
+    assert len(set(seen)) == len(seen) == 4*TINY.batch
+
+
+def test_batches_are_the_same_from_other_processes(model):
+    batches = P.PairBatches(TINY, model.tokenizer)
+    for here, there in zip((batches[3], batches[4]), P.batches_from(batches, 3, 5, workers=1)):
+        for one, two in zip(here, there):
+            assert torch.equal(one, two)
+
 
 def test_loss_falls(monkeypatch):
-    "Sixteen flags in their own colours, eighty steps: well below what guessing gives, ln 16, in the mean of the last ten."
-    (d, k), a = P.drawings_for_pretraining(), P.artwork()
-    flags = [i for i in k.unique().tolist() if a.classes[i]['dataset'] == 'flags'][:64:4]
-    kept = torch.isin(k, torch.tensor(flags))
-    monkeypatch.setattr(P, 'drawings_for_pretraining', lambda: (d[kept], k[kept]))
+    "Sixteen flags in their own colours, eighty steps: well below what guessing gives, ln 16."
+    flags = {c['classname'] for c in artwork().classes if c['dataset'] == 'flags'}
+    some = [c for c in P.emoji_concepts() if c.name in flags][:64:4]
+    monkeypatch.setattr(P, 'emoji_concepts', lambda: some)
     torch.manual_seed(0)
-    c = replace(TINY, model=replace(TINY.model, layers=1), steps=80, patch_dropout=0., text_lr=1., lr=1e-3, recolour=0., outline=0.)
-    model = build_glyph_clip(c.model); step_fn = P._pair_step(model, c, 'cpu')
-    opts, ema = P._optimizers(model, c), P._Mean(model, .9)
-    losses = [P._update(s, c.steps, step_fn, model, opts, c, ema)[0].item() for s in range(c.steps)]
+    c = replace(TINY, model=replace(SHAPE, layers=1), steps=80, patch_dropout=0., text_lr=1.,
+                lr=1e-3, recolour=0., outline=0., grey=0., per_name=1)
+    model = build_glyph_clip(c.model)
+    batches, both, losses = P.PairBatches(c, model.tokenizer), P.optimizers(model, c), []
+    for step in range(c.steps):
+        loss, _ = P.pair_loss(model, batches[step], 'cpu')
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in both:
+            optimizer.step()
+        losses.append(loss.item())
     assert sum(losses[-10:])/10 < .9*math.log(c.batch), losses
 
-def test_large_batch():
-    "More pairs than classes: the loss is finite, and guessing would cost the logarithm of what is left to choose from."
-    c = replace(TINY, batch=2000)
-    model = build_glyph_clip(c.model)
-    reader = P._Reader(model.tokenizer, c.tokens, 'cpu'); pairs = P._pair_tables(c, model.tokenizer, reader)
-    kinds = torch.arange(2000) % len(pairs.count)
-    rest = torch.tensor([2000-n for n in (kinds.bincount()-1).tolist()])[kinds].double()
-    assert_close(P._contrast(torch.zeros(2000, 2000), kinds).double(), rest.log().mean(), rtol=1e-5, atol=0)
 
-def test_full_run_is_not_provisional(monkeypatch):
-    model = build_glyph_clip(TINY.model)
-    monkeypatch.setattr(P, 'matmul_rate', lambda device: 1e12); monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a card')
-    facts = lambda device, steps: P._facts(model, replace(TINY, steps=steps, batch=1000), device, [dict(seconds=1.)], [dict(seconds=2.)]*5)
-    assert facts('cpu', 10_000)['provisional'] and facts('cuda', 9_999)['provisional'] and not facts('cuda', 10_000)['provisional']
-    assert facts('cuda', 10_000)['cost']['pairs_per_second'] == 5e6
+def test_guessing_costs_the_logarithm_of_what_is_left():
+    "Six pictures of three texts, two of a kind: who guesses chooses among those that count."
+    own, kind = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0])
+    rows, columns = torch.tensor([2., 2, 3, 3, 2, 2]), torch.tensor([3., 3, 5, 5, 3, 3])
+    expected = (rows.log().mean()+columns.log().mean())/2
+    assert_close(P.contrast(torch.zeros(6, 3), own, kind), expected, rtol=1e-5, atol=0)
+
+
+def test_muon_is_torchs_but_for_its_precision():
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(24, 60), [torch.randn(24, 60) for _ in range(5)]
+    both = []
+    for kind, more in ((P.Muon, {}), (torch.optim.Muon, dict(adjust_lr_fn='match_rms_adamw'))):
+        p = torch.nn.Parameter(weights.clone())
+        optimizer = kind([p], lr=1e-2, momentum=.95, weight_decay=.1, **more)
+        for g in gradients:
+            p.grad = g.clone()
+            optimizer.step()
+        both.append(p.detach()-weights)
+    assert F.cosine_similarity(both[0].flatten(), both[1].flatten(), dim=0) > .99
+    assert .97 < both[0].norm()/both[1].norm() < 1.03
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model):
+    stage = P.Stage('pairs', build_glyph_clip(SHAPE), TINY, 20, tmp_path)
+
+    def losses(batch, step):
+        return stage.model.logit_scale*math.nan, {}
+
+    with pytest.raises(FloatingPointError, match='pairs: the loss is nan at step 20'):
+        stage.run(range(20), losses)
+
+
+def test_terminated_from_outside(tmp_path):
+    "SIGTERM during the steps: the program ends by itself, with a checkpoint that goes on."
+    folder = stand_in(tmp_path/'run', TINY)
+    program = f"""
+from dra_nb import pretraining as P
+from dra_nb.weights import GlyphClipConfig
+c = P.PretrainConfig(model=GlyphClipConfig(32, 32, 2, 16), words_steps=2, words_batch=16,
+                     steps=100_000, batch=16, warmup=5, words_every=0)
+try:
+    P.pretrain({str(folder)!r}, c, log=lambda stage, r: print(stage, r['step'], flush=True))
+except P.Stopped as e:
+    print(e, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith('pairs'):
+            process.terminate()
+            break
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and 'goes on from' in said
+    kept = torch.load(folder/'pairs.pt', weights_only=True)
+    assert kept['step'] >= 20 and kept['steps'] == 100_000
+
+
+@pytest.fixture(scope='module')
+def corpus_script():
+    pytest.importorskip('resvg')
+    path = Path(__file__).parents[1]/'scripts/icons/build_corpus.py'
+    spec = importlib.util.spec_from_file_location('build_corpus', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                     # where worker processes look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+ICONS = {
+    'chat-square-quote-broken': 'chat square quote', 'traffic-light': 'traffic light',
+    'bell-bold-duotone': 'bell', 'heart-plus-sharp': 'heart plus', 'apple-2': 'apple',
+    'add-20-regular': 'add', 'bold': 'bold', 'crown3': 'crown', 'star-two-tone': 'star'}
+
+
+@pytest.mark.parametrize('icon,name', ICONS.items())
+def test_names_without_style(corpus_script, icon, name):
+    in_set = {*ICONS, 'heart-plus', 'bell-bold', 'bell', 'add-20', 'add', 'add-bold'}
+    assert corpus_script.plain_name(icon, 'any', in_set) == name
+
+
+def test_held_out_names(corpus_script):
+    theirs = corpus_script.HeldOut(['red apple', 'Rocket'])
+    for name in ('rocket', 'rockets', 'small rocket off', 'big red apple'):
+        assert theirs(name)
+    for name in ('rocketry', 'apple', 'apple red', 'red'):
+        assert not theirs(name)
+
+
+def small_archive(folder, module):
+    "A package with three sets, one of which may not be used."
+    body = '<path fill="currentColor" d="M{} 4h12v9H{}z"/>'
+    icons = {f'thing-{word}': dict(body=body.format(k, k))
+             for k, word in enumerate(('one-outline', 'lamp', 'sofa-bold', 'brand'))}
+    about = dict(name='A', author=dict(name='N. N.', url='none'), palette=False)
+    facts = {'good': dict(about, license=dict(spdx='MIT')),
+             'coloured': dict(about, license=dict(spdx='CC0-1.0'), palette=True),
+             'shared': dict(about, license=dict(spdx='CC-BY-SA-4.0'))}
+    files = {'collections.json': facts}
+    for prefix in facts:
+        files[f'json/{prefix}.json'] = dict(prefix=prefix, icons=icons, width=24, height=24)
+    path = folder/f'iconify-json-{module.VERSION}.tgz'
+    with tarfile.open(path, 'w:gz') as tar:
+        for name, value in files.items():
+            data = json.dumps(value).encode()
+            info = tarfile.TarInfo(f'package/{name}')
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_two_builds_give_the_same_bytes(corpus_script, tmp_path, monkeypatch):
+    archive = small_archive(tmp_path, corpus_script)
+    monkeypatch.setattr(corpus_script, 'fetch', lambda folder: archive)
+    built = []
+    for name, workers in (('a', 1), ('b', 2)):
+        corpus_script.build(tmp_path/name, tmp_path/name, workers=workers)
+        files = ('planes.npy', 'icons.json', 'sets.json')
+        built.append([(tmp_path/name/f).read_bytes() for f in files])
+    assert built[0] == built[1]
+    facts = json.loads(built[0][2])
+    assert [s['set'] for s in facts['sets']] == ['good', 'coloured']
+    assert facts['sets_left_out'] == {'shared': 'licence: share-alike'}
+    icons = P.Icons(tmp_path/'a')
+    assert icons.pixels(0)[1] and not icons.pixels(len(icons.rows)-1)[1]
+
+
+def test_another_archive_is_refused(corpus_script, tmp_path):
+    (tmp_path/f'iconify-json-{corpus_script.VERSION}.tgz').write_bytes(b'other')
+    with pytest.raises(SystemExit, match='allowed SHA-512'):
+        corpus_script.fetch(tmp_path)

@@ -81,7 +81,8 @@ def fetch(folder):
             fail(f'npm: could not fetch {PACKAGE}@{VERSION} ({lines[0] if lines else "no reason"})')
     digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != SHA512:
-        fail(f'{path}: got SHA-512 {digest[:12]}…, allowed {SHA512[:12]}…; delete it and try again')
+        fail(f'{path}: got SHA-512 {digest[:12]}…, allowed SHA-512 {SHA512[:12]}…; '
+             'delete it and try again')
     return path
 
 
