@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 
-# %% ../nbs/14_cli.ipynb #c6f04156
+# %% ../nbs/14_cli.ipynb #ece961cf
 import argparse
 import os
+import shlex
 import sys
 import threading
 import time
@@ -127,7 +128,7 @@ def _warn_of_names(model, classnames):
         _say(f'{model.clip_name} has no word for {len(unknown)} of {len(classnames)} names '
              f'({shown}); such names may get equal probabilities')
 
-# %% ../nbs/14_cli.ipynb #74fd7748
+# %% ../nbs/14_cli.ipynb #09cf9ef6
 def _settings(args, dataset):
     "(class, preset, settings, recipe) of a fit: names only, no model."
     from dra_nb.methods import find_method
@@ -164,7 +165,7 @@ def _show_settings(args):
         print(f'--{kind}')
         for name,value in asdict(given).items() if given is not None else ():
             shown = ','.join(map(str, value)) if isinstance(value, tuple) else value
-            print(f'    {name}={shown}')
+            print('    '+shlex.quote(f'{name}={shown}'))
 
 # %% ../nbs/14_cli.ipynb #125f4b5e
 def _subset(data, which):

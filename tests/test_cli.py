@@ -1,172 +1,473 @@
-"""The installed program, as processes: own images from a folder, an embedded set, and every mistake a user can make."""
-import json, os, subprocess, sys
+"""The program as it is typed: own images from a folder, an embedded set, and the mistakes a user can make."""
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from PIL import Image
-from dra_nb.cli import main
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '120'}
+from dra_nb import __version__
+from dra_nb.cli import COMMANDS, main
+from dra_nb.files import read_tensors
+from dra_nb.methods import METHODS, method_names
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
-def dra_nb(*args, cwd):
-    "The program as a user runs it."
-    return subprocess.run([sys.executable, '-c', 'import sys; from dra_nb.cli import main; sys.exit(main())', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=ENV, timeout=600)
+PROGRAM = 'import sys; from dra_nb.cli import main; sys.exit(main())'
+
+
+def process(*words, cwd, **options):
+    "The program in a process of its own."
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '120'}
+    return subprocess.Popen([sys.executable, '-c', PROGRAM, *map(str, words)], cwd=cwd, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture
+def call(capsys):
+    "The program in this process: exit code, standard output, standard error."
+    def call(*words):
+        capsys.readouterr()
+        code = main([str(w) for w in words])
+        return code, *capsys.readouterr()
+    return call
+
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    "A small glyph-clip with random weights, as a file; and one of another width."
-    from dataclasses import asdict
-    from dra_nb.clip import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+    "Files of small glyph-clips with random weights: two seeds, and another width."
     folder, files = tmp_path_factory.mktemp('clip'), []
-    for width in (32, 48):
-        torch.manual_seed(0)
-        config = GlyphClipConfig(embed_dim=32, width=width, layers=6, head_width=16, context=16, image_size=32)
-        files.append(save_glyph_clip(build_glyph_clip(config), folder/f'{width}.safetensors', dict(config=dict(model=asdict(config))), torch.arange(1000)))
+    for width, seed in ((32, 0), (32, 1), (48, 0)):
+        torch.manual_seed(seed)
+        config = GlyphClipConfig(embed_dim=32, width=width, layers=6, head_width=16, context=16,
+                                 image_size=32)
+        facts = dict(config=dict(model=asdict(config)))
+        files.append(save_glyph_clip(build_glyph_clip(config), folder/f'{width}-{seed}.safetensors',
+                                     facts, torch.arange(49000)))
     return files
+
+
+def paint(folder, colour, n=8):
+    "Noise in one colour."
+    folder.mkdir(parents=True)
+    for i in range(n):
+        pixels = np.random.default_rng(10*colour+i).integers(0, 90, (40, 50, 3))
+        pixels[..., colour % 3] += 150
+        Image.fromarray(pixels.astype('uint8')).save(folder/f'{i}.png')
+
 
 @pytest.fixture(scope='module')
 def own(tmp_path_factory):
     "A folder of class folders."
     root = tmp_path_factory.mktemp('images')/'colours'
-    for k,c in enumerate(('red','green','deep_blue','grey')):
-        (root/c).mkdir(parents=True)
-        for i in range(8):
-            pixels = np.random.default_rng(10*k+i).integers(0, 90, (40, 50, 3))
-            pixels[..., k%3] += 150
-            Image.fromarray(pixels.astype('uint8')).save(root/c/f'{i}.png')
+    for k, name in enumerate(('red', 'green', 'deep_blue', 'grey')):
+        paint(root/name, k)
     return root
 
-def files(folder): return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if p.is_file())
 
-def call(capsys, *args):
-    "The program in this process: faster than a new one."
-    code = main([str(a) for a in args])
-    out, err = capsys.readouterr()
-    return code, out, err
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, own, tiny):
+    "Weights of two epochs on these images."
+    out = tmp_path_factory.mktemp('trained')/'w'
+    assert main(['fit', str(own), '--shots', '3', '--train', 'epochs=2', '--out', str(out),
+                 '--pretrained', str(tiny[0])]) == 0
+    return out
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if p.is_file())
+
+
+# What the program says of itself
 
 def test_help_has_an_example_each(capsys):
-    for command in ('', 'demo','fit','evaluate','predict','bench','data','pretrain','docs'):
-        with pytest.raises(SystemExit) as e: main([*command.split(), '--help'])
-        assert e.value.code == 0 and f'example: dra-nb {command or "demo"}' in ' '.join(capsys.readouterr().out.split())
+    for command in ('', *COMMANDS):
+        with pytest.raises(SystemExit) as e:
+            main([*command.split(), '--help'])
+        said = ' '.join(capsys.readouterr().out.split())
+        assert e.value.code == 0 and f'example: dra-nb {command or "demo"}' in said
+    assert list(COMMANDS) == ['fit', 'evaluate', 'predict', 'bench', 'speed', 'demo', 'data', 'pretrain']
+
 
 def test_version(capsys):
-    with pytest.raises(SystemExit) as e: main(['--version'])
-    from dra_nb import __version__
+    with pytest.raises(SystemExit) as e:
+        main(['--version'])
     assert e.value.code == 0 and capsys.readouterr().out == f'dra-nb {__version__}\n'
+
 
 def test_help_does_not_import_torch(tmp_path):
     code = "import sys; from dra_nb.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=ENV).returncode == 0
+    assert subprocess.run([sys.executable, '-c', code], cwd=tmp_path).returncode == 0
 
-def test_own_images_from_fit_to_predict(tmp_path, tiny, own, capsys):
-    model, w = ('--pretrained', tiny[0]), tmp_path/'w'
-    p = dra_nb('fit', own, '--method', 'dra', '--shots', 3, '--epochs', 2, '--out', 'w', *model, cwd=tmp_path)
-    assert p.returncode == 0, p.stderr
-    assert files(tmp_path) == ['w/adapters.safetensors', 'w/config.json', 'w/run.json']           # the checkpoint is gone
-    facts = json.loads((w/'run.json').read_text())
-    assert facts['classnames'] == ['deep_blue','green','grey','red'] and len(facts['history']) == 2 and facts['shots'] == 3
-    code, out, err = call(capsys, 'evaluate', own, '--weights', w, '--out', tmp_path/'r.jsonl', *model)
+
+@pytest.mark.parametrize('words', [['destroy'], ['fit'], ['bench', '--sheds', '3'], []])
+def test_unknown_command_and_option_exit_with_2(words, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(words)
+    assert e.value.code == 2 and 'usage: dra-nb' in capsys.readouterr().err
+
+
+# Settings
+
+def test_show_needs_no_clip(call, monkeypatch):
+    "Method, preset, settings and recipe are a function of names."
+    monkeypatch.setattr('dra_nb.weights.load_clip', None)
+    for name, cls in METHODS.items():
+        if not cls.recipe()[1].epochs:
+            continue
+        for clip in ('glyph-clip', 'ViT-B-16-quickgelu'):
+            code, out, err = call('fit', 'oxford_pets', '--method', name, '--model', clip, '--show')
+            assert code == 0 and re.search(rf'preset +{cls.preset_for(clip)}\n', out), err
+            config, train = cls.recipe('base-to-new', 'oxford_pets', clip)
+            shown = dict(word.split('=') for word in shlex.split(out) if '=' in word)
+            assert shown.keys() == {**asdict(config), **asdict(train)}.keys()
+    code, out, err = call('fit', 'food', '--show', '--set', 'rank=16', 'ratios=1,0.5', '--train', 'lr=0.01',
+                          '--train', 'epochs=10')
+    assert all(word in out.split() for word in ('rank=16', 'ratios=1.0,0.5', 'lr=0.01', 'epochs=10')), err
+
+
+def test_every_field_can_be_set(call):
+    "What --show prints can be typed again, and gives itself."
+    for method in ('dra', 'dra-likely', 'adapter-paper', 'coop'):
+        first = call('fit', 'food', '--method', method, '--show')[1]
+        blocks = first.split('--')[1:]
+        words = [word for block in blocks for word in shlex.split('--'+block)]
+        assert call('fit', 'food', '--method', method, '--show', *words)[1] == first
+
+
+def test_a_preset_of_its_own(call):
+    assert 'preset   paper' in call('fit', 'food', '--preset', 'paper', '--show')[1]
+    assert 'preset   paper' in call('fit', 'food', '--method', 'dra-paper', '--show')[1]
+    code, _, err = call('fit', 'food', '--method', 'dra-paper', '--preset', 'likely', '--show')
+    assert code == 2 and "preset: got 'likely' with the method dra-paper" in err
+    code, _, err = call('fit', 'food', '--method', 'magic', '--show')
+    assert code == 2 and all(name in err for name in method_names())
+
+
+# From images to answers
+
+def test_own_images_from_fit_to_predict(tmp_path, trained, tiny, own, call):
+    clip = '--pretrained', tiny[0]
+    assert files(trained) == ['run.json', 'weights.safetensors']              # the checkpoint is gone
+    facts = json.loads((trained/'run.json').read_text())
+    _, metadata = read_tensors(trained/'weights.safetensors')
+    assert metadata['dra_nb'] == facts                                         # one file says all
+    assert facts['classnames'] == ['deep_blue', 'green', 'grey', 'red'] and facts['shots'] == 3
+    assert len(facts['history']) == facts['train']['epochs'] == 2
+    assert (facts['method'], facts['preset'], facts['config']['rank']) == ('dra', 'recommended', 32)
+    code, out, err = call('evaluate', own, '--weights', trained, '--out', tmp_path/'r.jsonl', *clip)
     assert code == 0 and '% of 8 images' in out, err
     assert json.loads((tmp_path/'r.jsonl').read_text())['metrics']['accuracy'] >= 0
-    code, out, err = call(capsys, 'predict', own/'red'/'0.png', own/'grey'/'1.png', '--classes', 'red,green,deep blue', '--weights', w, '--top', 2, *model)
-    assert code == 0 and len(out.splitlines()) == 2 and all(l.count('%') == 2 for l in out.splitlines()), err
+    code, out, err = call('predict', own/'red'/'0.png', own/'grey'/'1.png', '--classes',
+                          'red,green,deep blue', '--weights', trained, '--top', 2, *clip)
+    assert code == 0 and [line.count('%') for line in out.splitlines()] == [2, 2], err
+    code, out, err = call('predict', own, '--weights', trained, *clip)         # a folder
+    assert code == 0 and len(out.splitlines()) == 32 and out.startswith(str(own/'deep_blue'/'0.png')), err
 
-def test_bench_resumes(tmp_path, tiny, own, capsys):
-    args = ('bench', '--methods', 'zero-shot', 'adapter', '--datasets', own, '--seeds', 1, 2, '--shots', 2, '--out', tmp_path/'r.jsonl', '--pretrained', tiny[0])
-    code, out, err = call(capsys, *args, '--workers', 1)
-    assert code == 0 and '3 runs in' in out and '[3/3]' in out, err
-    lines = (tmp_path/'r.jsonl').read_text().splitlines()
-    records = [json.loads(l) for l in lines]
-    assert {(r['method'], r['seed']) for r in records} == {('zero-shot',1), ('adapter',1), ('adapter',2)}
-    assert {'key','metrics','seconds','settings','versions','device','counts'} <= set(records[0])
-    (tmp_path/'r.jsonl').write_text('\n'.join(lines[:2])+'\n')                      # as if it had been stopped
-    code, out, err = call(capsys, *args, '--workers', 1)
-    assert code == 0 and out.count('[') == 1 and '[3/3]' in out
-    assert [json.loads(l)['metrics'] for l in (tmp_path/'r.jsonl').read_text().splitlines()] == [r['metrics'] for r in records]
 
-def test_workers_give_the_same_numbers(tmp_path, tiny, own, capsys):
-    args, numbers = ('bench', '--methods', 'zero-shot', 'dra', '--datasets', own, '--seeds', 1, 2, '--shots', 2, '--pretrained', tiny[0]), []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)                                             # as in the workers
-    assert call(capsys, *args, '--out', tmp_path/'1.jsonl', '--workers', 1)[0] == 0
-    torch.set_num_threads(threads)
-    p = dra_nb(*args, '--out', '2.jsonl', '--workers', 2, cwd=tmp_path)
-    assert p.returncode == 0, p.stderr
-    for f in ('1.jsonl', '2.jsonl'): numbers.append({r['key']: r['metrics'] for r in map(json.loads, (tmp_path/f).read_text().splitlines())})
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 3
+def test_one_line_before_and_lines_while_it_trains(tmp_path, tiny, own):
+    "A pipe is no terminal."
+    run = process('fit', own, '--shots', 4, '--train', 'epochs=2', 'batch_size=8', '--out', 'w',
+                  '--pretrained', tiny[0], cwd=tmp_path)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    first, *epochs, last = out.splitlines()
+    assert re.fullmatch(r'dra \(recommended\) on 16 images of 4 classes: 2 steps an epoch, 4 in all, '
+                        r'[\d,]+ parameters', first)
+    assert [line[:12] for line in epochs] == ['epoch 1 of 2', 'epoch 2 of 2']
+    assert all('loss' in line and 'accuracy' in line for line in epochs) and last.startswith('training accuracy')
 
-def test_demo(tmp_path, tiny, capsys, own):
-    code, out, err = call(capsys, 'demo', '--dataset', own, '--shots', 2, '--seeds', 1, '--out', tmp_path/'d', '--pretrained', tiny[0], '--workers', 1)
-    assert code == 0 and '| colours' in out and 'dra-paper' in out, err
+
+def test_names_are_a_list(tmp_path, tiny, own, call):
+    "A comma in a class name; and names, template and CLIP stand with the weights, not beside them."
+    root, clip = tmp_path/'d', ('--pretrained', tiny[0])
+    for k, name in enumerate(('salt, coarse', 'sugar')):
+        paint(root/name, k, 4)
+    sentence = 'a heap of {}.'
+    code, _, err = call('fit', root, '--shots', 2, '--train', 'epochs=1', '--template', sentence, '--out',
+                        tmp_path/'w', *clip)
+    assert code == 0, err
+    (tmp_path/'w'/'run.json').write_text('{"classnames": ["old", "older"]}')   # of a run killed in between
+    code, out, err = call('predict', root/'sugar'/'0.png', '--weights', tmp_path/'w', *clip)
+    assert code == 0 and 'salt, coarse' in out and 'old' not in out, err
+    assert f'"{sentence}"' in call('evaluate', root, '--weights', tmp_path/'w', *clip)[1]
+
+
+def test_without_shots_what_is_there(tmp_path, tiny, own, call):
+    code, out, err = call('fit', own, '--train', 'epochs=1', '--out', tmp_path/'w', '--pretrained', tiny[0])
+    assert code == 0 and 'on 16 images of 4 classes' in out, err
+    assert 'has 4 training images' in err and 'half to training' in err
+    code, out, err = call('fit', own, '--shots', 16, '--out', tmp_path/'w', '--pretrained', tiny[0])
+    assert code == 2 and 'fewer than the 16 shots' in err
+
+
+def test_warnings_a_newcomer_needs(tiny, own, tmp_path, call):
+    "Photographs and words that glyph-clip never met, and a CLIP at chance."
+    code, _, err = call('predict', own/'red'/'0.png', '--classes', 'axolotl,okapi,fire engine')
+    assert code == 0 and '--model ViT-B-16-quickgelu --pretrained openai' in err
+    assert "no word for 2 of 3 names ('axolotl', 'okapi')" in err
+    code, _, err = call('fit', own, '--shots', 4, '--train', 'epochs=1', '--out', tmp_path/'w', '--pretrained', tiny[0])
+    assert code == 0 and 'guessing gives 25 %' in err
+    code, _, err = call('data', 'check', 'vehicles')
+    assert (code, err) == (0, '')
+
+
+def test_class_list_files(tmp_path, own, tiny, call):
+    "A mark in front, UTF-16, remarks, and a name with a comma."
+    picture = own/'red'/'0.png'
+    for encoding in ('utf-8', 'utf-8-sig', 'utf-16'):
+        (tmp_path/'names.txt').write_text('# fruit\nsalt, coarse\n\npear\r\n', encoding=encoding)
+        code, out, err = call('predict', picture, '--classes', tmp_path/'names.txt', '--pretrained', tiny[0])
+        shown = re.findall(r'  (.+?) [\d.]+ %', out)
+        assert code == 0 and sorted(shown) == ['pear', 'salt, coarse'], err
+        assert ('names.txt is in UTF-16' in err) == (encoding == 'utf-16')
+
+
+# Where it writes
+
+def test_links_devices_and_pipes(tmp_path, trained, tiny, own, call):
+    words = 'evaluate', own, '--weights', trained, '--pretrained', tiny[0], '--out'
+    (tmp_path/'real.jsonl').touch(0o640)
+    os.chmod(tmp_path/'real.jsonl', 0o640)
+    (tmp_path/'link').symlink_to('real.jsonl')
+    assert call(*words, tmp_path/'link')[0] == 0
+    assert (tmp_path/'link').is_symlink() and (tmp_path/'real.jsonl').read_text().count('\n') == 1
+    assert stat.S_IMODE((tmp_path/'real.jsonl').stat().st_mode) == 0o640
+    os.mkfifo(tmp_path/'pipe')
+    for place in ('/dev/null', tmp_path/'pipe'):
+        code, out, err = call(*words, place)
+        assert code == 2 and 'no regular file' in err
+        assert not Path(place).is_file()
+        code, out, err = call('fit', own, '--out', place, '--pretrained', tiny[0])
+        assert code == 2 and 'is no folder' in err and out == ''
+
+
+def test_files_can_be_read_as_the_umask_says(tmp_path, tiny, own, call):
+    before = os.umask(0o027)
+    try:
+        code, _, err = call('fit', own, '--shots', 2, '--train', 'epochs=1', '--out', tmp_path/'w',
+                            '--pretrained', tiny[0])
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE((tmp_path/'w'/name).stat().st_mode) for name in files(tmp_path/'w')}
+    assert code == 0 and modes == {0o640}, err
+
+
+@pytest.mark.parametrize('size', [1000, 400_000])
+def test_a_full_disk_is_one_line(size, tmp_path, tiny, own, call):
+    "The checkpoint does not fit, or the weights do not."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        code, _, err = call('fit', own, '--shots', 2, '--train', 'epochs=1', '--out', tmp_path/'w',
+                            '--pretrained', tiny[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = err.splitlines()[-1]
+    assert code == 2 and last.startswith('dra-nb: ') and 'weights.safetensors' not in files(tmp_path), err
+
+
+# Many runs
+
+def bench_words(own, tiny, out, *more):
+    return ('bench', '--methods', 'zero-shot', 'adapter', '--datasets', own, '--seeds', 1, 2, '--shots', 2,
+            '--pretrained', tiny[0], '--out', out, *more)
+
+
+def records(folder):
+    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))]
+    return {record['key']: record for record in found}
+
+
+def test_bench_resumes(tmp_path, tiny, own, call):
+    words = bench_words(own, tiny, tmp_path/'r', '--workers', 1, '--train', 'epochs=1', '--set', 'rank=8')
+    code, out, err = call(*words)
+    assert code == 0 and '3 runs in' in out and '[3/3] colours adapter seed 2: base ' in out, err
+    first = records(tmp_path/'r')
+    runs = [record['run'] for record in first.values()]
+    assert {(r['method'], r['seed']) for r in runs} == {('zero-shot', 1), ('adapter', 1), ('adapter', 2)}
+    assert {r['config'].get('rank') for r in runs} == {None, 8} and {r['train']['epochs'] for r in runs} == {0, 1}
+    sorted((tmp_path/'r').glob('adapter*.json'))[0].unlink()                # as if it had been stopped
+    code, out, err = call(*words)
+    assert code == 0 and out.count('[') == 1 and '[3/3]' in out, err
+    again = records(tmp_path/'r')
+    assert {k: r['metrics'] for k, r in again.items()} == {k: r['metrics'] for k, r in first.items()}
+
+
+def test_bench_refuses_before_any_work(tmp_path, tiny, own, call, monkeypatch):
+    monkeypatch.setattr('dra_nb.bench.runs.load_clip', None)
+    three = tmp_path/'three'
+    for k, name in enumerate(('cat', 'dog', 'cow')):
+        paint(three/name, k, 4)
+    for words, why in (
+            ((*bench_words(three, tiny, tmp_path/'r'),), 'has 3 classes, base-to-new needs at least 4'),
+            ((*bench_words(own, tiny, tmp_path/'r'), '--set', 'ratios=1,0.5'), 'adapter: ratios: unknown setting'),
+            ((*bench_words(own, tiny, tmp_path/'r'), '--train', 'epochs=many'), "epochs: got 'many'"),
+            ((*bench_words(own, tiny, tmp_path/'r'), '--protocol', 'choose'), "protocol: got 'choose'"),
+            ((*bench_words(own, tiny, tmp_path/'r'), '--targets', 'food'), 'targets: got'),
+            ((*bench_words(own, tiny, own/'red'/'0.png'),), 'is no folder')):
+        code, out, err = call(*words)
+        assert code == 2 and why in err.splitlines()[-1] and out == '', err
+    assert files(tmp_path) == files(tmp_path/'three') or not (tmp_path/'r').exists()
+
+
+def test_demo_with_two_workers(tmp_path, tiny, own):
+    "A table, a figure, weights; as a process, since workers are started anew."
+    run = process('demo', '--dataset', own, '--shots', 2, '--seeds', 1, '--out', 'd', '--pretrained', tiny[0],
+                  '--workers', 2, cwd=tmp_path)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0 and '[4/4] colours' in out, err
+    assert re.findall(r'^\| colours +\| (\S+)', out, re.M) == ['zero-shot', 'adapter', 'dra', 'dra-paper']
     made = files(tmp_path/'d')
-    assert 'results.jsonl' in made and 'token_ranks.png' in made and 'weights/dra-colours-1/adapters.safetensors' in made
+    assert 'token_ranks.png' in made and len(records(tmp_path/'d'/'results')) == 4
+    assert sum(name.endswith('weights.safetensors') for name in made) == 3
     assert Image.open(tmp_path/'d'/'token_ranks.png').size[0] > 400
 
-def test_data_check(capsys, own):
-    code, out, err = call(capsys, 'data', 'check', 'vehicles', own)
-    assert code == 0 and 'vehicles' in out and '4 classes (2 base, 2 new)' in out
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_bench_and_its_workers(number, code, tmp_path, tiny, own):
+    run = process(*bench_words(own, tiny, 'r', '--workers', 2, '--train', 'epochs=5000'), cwd=tmp_path,
+                  start_new_session=True)
+    for _ in range(600):
+        if list(tmp_path.glob('r/*.json')) or run.poll() is not None:       # zero-shot is done
+            break
+        time.sleep(.1)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == code and 'the same command goes on' in err, err
+    assert len(records(tmp_path/'r')) == 1 and 'Traceback' not in err
+    for _ in range(100):
+        left = subprocess.run(['pgrep', '-s', str(run.pid)], capture_output=True, text=True).stdout.split()
+        if not left:
+            return
+        time.sleep(.1)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    pytest.fail(f'{len(left)} processes were still there')
+
+
+# Data
+
+def test_data_check(call, own):
+    code, out, err = call('data', 'check', 'vehicles', own)
+    assert code == 0 and '4 classes (2 base, 2 new)' in out and '32 of 32 files in order' in out, err
+
+
+def test_download_goes_on(tmp_path, call, monkeypatch):
+    "After an address that cannot be reached."
+    asked = []
+
+    def download(name, root, show):
+        asked.append(name)
+        return [] if name == 'dtd' else [f'{name}: not reachable']
+    monkeypatch.setattr('dra_nb.data.download.download', download)
+    code, out, err = call('data', 'download', 'sun397', 'ucf101', 'dtd', '--root', tmp_path)
+    assert code == 2 and asked == ['sun397', 'ucf101', 'dtd'] and 'dtd: fetched' in out
+    assert out.count('not reachable') == 2 and err.count('\n') == 1
+
+
+# Mistakes
 
 MISTAKES = {
     'unknown data set': ('evaluate nowhere', "unknown data set 'nowhere'"),
     'public data set without its folder': ('bench --datasets imagenet --out {tmp}/r', 'not shipped'),
     'public data set that is not there': ('evaluate dtd --root {tmp}', 'no folder dtd'),
-    'unknown model': ('evaluate vehicles --model ViT-Z', 'ViT-Z'),
-    'unknown method': ('fit vehicles --method magic --out {tmp}/w', "unknown method 'magic'"),
-    'unknown method in bench': ('bench --methods magic --out {tmp}/r', "unknown method 'magic'"),
+    'unknown model': ('evaluate vehicles --model ViT-Z --pretrained x', 'ViT-Z'),
+    'no weights for the model': ('fit vehicles --model ViT-B-16-quickgelu --out {tmp}/w', 'random weights'),
+    'tower that cannot be adapted': ('predict {good} --classes cat,dog --model RN50 --pretrained openai', 'ResNet'),
+    'device that is none': ('predict {good} --classes cat,dog --device foo', "device: got 'foo'"),
+    'device in capitals': ('predict {good} --classes cat,dog --device CPU', "device: got 'CPU'"),
+    'device without storage': ('evaluate vehicles --device meta', "device: got 'meta'"),
+    'device of a negative number': ('fit vehicles --out {tmp}/w --device cuda:-1', "device: got 'cuda:-1'"),
+    'unknown method': ('fit vehicles --method magic --out {tmp}/w', "method: got 'magic'"),
+    'unknown method in bench': ('bench --methods magic --out {tmp}/r', "method: got 'magic'"),
+    'unknown preset': ('fit vehicles --preset best --out {tmp}/w', "preset: got 'best'"),
+    'unknown setting': ('fit vehicles --set rang=8 --out {tmp}/w', 'did you mean rank'),
+    'setting that is no pair': ('fit vehicles --set rank --out {tmp}/w', "set: got 'rank'"),
+    'bad setting': ('fit vehicles --set rank=0 --out {tmp}/w', 'rank: got 0'),
+    'bad learning rate': ('fit vehicles --train lr=-1 --out {tmp}/w', 'lr: got -1'),
+    'infinite learning rate': ('fit vehicles --train lr=inf --out {tmp}/w', 'lr: got inf'),
+    'huge learning rate': ('fit vehicles --train lr=1e39 --out {tmp}/w', 'lr: got 1e+39'),
+    'no epochs': ('fit vehicles --train epochs=0 --out {tmp}/w', 'epochs: got 0'),
+    'epochs of 23 digits': ('fit vehicles --train epochs=' + 23*'9' + ' --out {tmp}/w', 'epochs: got 999'),
+    'seed beyond 64 bits': ('fit vehicles --seed 99999999999999999999 --out {tmp}/w', 'seed: got 999'),
+    'negative seed in bench': ('bench --seeds 1 -1 --out {tmp}/r', 'seeds: got -1'),
+    'no shots': ('fit {own} --shots 0 --out {tmp}/w', 'shots: got 0'),
+    'no folder named': ('fit vehicles', 'out: not given'),
     'no weights file': ('evaluate vehicles --pretrained {tmp}/none.safetensors', 'none.safetensors'),
-    'no adapters': ('evaluate vehicles --weights {tmp} --pretrained {tiny}', 'config.json'),
+    'no word after --weights': ('evaluate vehicles --weights=', "weights: got ''"),
+    'no adapters': ('evaluate vehicles --weights {tmp} --pretrained {tiny}', 'weights.safetensors'),
     'corrupt image': ('predict {bad} --classes cat,dog --pretrained {tiny}', 'bad.png cannot be read'),
-    'missing image': ('predict {tmp}/none.png --classes cat,dog --pretrained {tiny}', 'no file'),
+    'missing image': ('predict {tmp}/none.png --classes cat,dog --pretrained {tiny}', 'none.png'),
+    'folder without images': ('predict {tmp} --classes cat,dog --pretrained {tiny}', 'holds no images'),
     'one class': ('predict {good} --classes cat --pretrained {tiny}', 'at least 2'),
+    'no classes': ('predict {good} --pretrained {tiny}', 'classes: not given'),
+    'a list that is not there': ('predict {good} --classes missing.txt --pretrained {tiny}', 'no file missing.txt'),
+    'two names in one prompt': ('predict {good} --classes Cat,cat --pretrained {tiny}', 'cat'),
     'bad template': ('predict {good} --classes cat,dog --template photo --pretrained {tiny}', 'template'),
+    'template with a name': ('predict {good} --classes cat,dog --template {{}}{{x}} --pretrained {tiny}', 'template'),
+    'template with a format': ('predict {good} --classes cat,dog --template {{!r}} --pretrained {tiny}', 'template'),
     'empty class folder': ('fit {empty} --out {tmp}/w --pretrained {tiny}', 'holds no images'),
     'one class folder': ('fit {single} --out {tmp}/w --pretrained {tiny}', '1 class folder'),
-    'fewer images than shots': ('fit {own} --shots 16 --out {tmp}/w --pretrained {tiny}', 'fewer than the 16 shots'),
-    'no shots': ('fit {own} --shots 0 --out {tmp}/w --pretrained {tiny}', 'shots: got 0'),
-    'nothing to train': ('fit {own} --shots 2 --method zero-shot --out {tmp}/w --pretrained {tiny}', 'nothing to train'),
-    'bad learning rate': ('fit {own} --shots 2 --lr -1 --out {tmp}/w --pretrained {tiny}', 'lr: got'),
-    'NaN loss': ('fit {own} --shots 2 --lr 1e38 --epochs 9 --out {tmp}/w --pretrained {tiny}', 'at step'),
-    'corrupt image in training': ('fit {torn} --shots 3 --out {tmp}/w --pretrained {tiny}', 'cannot be read'),
-    'corrupt images in a check': ('data check {torn}', '12 problem(s) in 1 of 1 data sets: torn'),
+    'nothing to train': ('fit {own} --shots 2 --method zero-shot --out {tmp}/w', 'nothing to train'),
+    'corrupt images in a check': ('data check {torn}', 'in 1 of 1 data sets: torn'),
     'no steps': ('pretrain --steps 0 --device cpu --out {tmp}/w', 'steps: got 0'),
     'no weights to start from': ('pretrain --steps 5 --start {tmp}/none.safetensors --device cpu --out {tmp}/w', 'none.safetensors'),
     'a foreign file to start from': ('pretrain --steps 5 --start {bad} --device cpu --out {tmp}/w', 'bad.png is no file of glyph-clip'),
-    'a folder to start from': ('pretrain --steps 5 --start {own} --device cpu --out {tmp}/w', 'is no file of glyph-clip'),
     'foreign weights': ('evaluate vehicles --pretrained {bad}', 'bad.png is no file of glyph-clip'),
-    'no results': ('bench --datasets {own} --out {bad} --pretrained {tiny} --shots 2 --workers 1', 'no JSON record'),
 }
+
 
 @pytest.fixture(scope='module')
 def broken(tmp_path_factory):
     "Folders and files that are wrong in one way each."
     data = tmp_path_factory.mktemp('broken')
-    for f in ('good.png', 'single/red/1.png', 'empty/red/1.png', 'empty/red/2.png', *(f'torn/{c}/{i}.png' for c in 'ab' for i in range(6))):
-        (data/f).parent.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (20, 20)).save(data/f)
+    torn = [f'torn/{name}/{i}.png' for name in 'ab' for i in range(6)]
+    for i, name in enumerate(('good.png', 'single/red/1.png', 'empty/red/1.png', 'empty/red/2.png', *torn)):
+        (data/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (20, 20), (i, 0, 0)).save(data/name)
     (data/'empty'/'blue').mkdir()
     (data/'bad.png').write_bytes(b'no image')
-    for p in (data/'torn').rglob('*.png'): p.write_bytes(p.read_bytes()[:40])
+    for path in (data/'torn').rglob('*.png'):
+        path.write_bytes(path.read_bytes()[:40])
     return data
 
+
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, tiny, own, broken, capsys):
-    line, words = MISTAKES[mistake]
-    names = dict(tmp=tmp_path, tiny=tiny[0], own=own, bad=broken/'bad.png', good=broken/'good.png', **{k: broken/k for k in ('empty','single','torn')})
-    code, printed, err = call(capsys, *(w.format(**names) for w in line.split()))
-    assert code == 2 and words in err and err.startswith('dra-nb: ') and err.count('\n') == 1, err
-    left = [f for f in files(tmp_path) if f != 'w/checkpoint.pt']                # of the last whole epoch
-    assert left == (['w/last-good/adapters.safetensors', 'w/last-good/config.json'] if mistake == 'NaN loss' else []), left
-    if left:
-        code, out, err = call(capsys, 'evaluate', own, '--weights', tmp_path/'w'/'last-good', '--pretrained', tiny[0])
-        assert code == 0, err                                                    # the last good weights can be used
+def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, tiny, own, broken, call):
+    line, why = MISTAKES[mistake]
+    names = {name: broken/name for name in ('empty', 'single', 'torn')}
+    names.update(tmp=tmp_path, tiny=tiny[0], own=own, bad=broken/'bad.png', good=broken/'good.png')
+    words = [word.format(**names) for word in line.split()]
+    code, _, err = call(*words)
+    *warnings, last = err.splitlines()
+    assert code == 2 and why in last and last.startswith('dra-nb: '), err
+    assert all(line.startswith('dra-nb: glyph-clip') for line in warnings), err
+    assert files(tmp_path) == []
 
-def test_weights_of_another_width(tmp_path, tiny, own, capsys):
-    assert call(capsys, 'fit', own, '--shots', 2, '--epochs', 1, '--out', tmp_path/'w', '--pretrained', tiny[0])[0] == 0
-    for words in ('were trained on', 'shape'):                                    # beside what fit noted, and without it
-        code, out, err = call(capsys, 'evaluate', own, '--weights', tmp_path/'w', '--pretrained', tiny[1])
-        assert code == 2 and words in err and err.count('\n') == 1 and out == ''
-        (tmp_path/'w'/'run.json').unlink(missing_ok=True)
 
-@pytest.mark.parametrize('args', [['destroy'], ['fit'], ['bench','--sheds','3'], []])
-def test_unknown_command_and_option_exit_with_2(args, capsys):
-    with pytest.raises(SystemExit) as e: main(args)
-    assert e.value.code == 2 and 'usage: dra-nb' in capsys.readouterr().err
+def test_training_that_diverges_keeps_the_last_good_weights(tmp_path, tiny, own, call):
+    clip = '--pretrained', tiny[0]
+    code, _, err = call('fit', own, '--shots', 2, '--set', 'scale=1000', '--train', 'lr=1e6', 'epochs=9',
+                        '--out', tmp_path/'w', *clip)
+    assert code == 2 and 'at step' in err.splitlines()[-1], err
+    left = [name for name in files(tmp_path) if name != 'w/checkpoint.pt']      # of the last whole epoch
+    assert left == ['w/last-good/run.json', 'w/last-good/weights.safetensors']
+    assert call('evaluate', own, '--weights', tmp_path/'w'/'last-good', *clip)[0] == 0
+
+
+def test_weights_of_another_clip(trained, tiny, own, call):
+    "Of the same shapes, and of others."
+    for other in tiny[1:]:
+        code, out, err = call('evaluate', own, '--weights', trained, '--pretrained', other)
+        assert code == 2 and 'were trained on glyph-clip' in err and out == ''
