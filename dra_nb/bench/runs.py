@@ -301,7 +301,7 @@ def _claim_and_make(run, folder, options):
         write_record(folder, record)
         return record, True
 
-# %% ../../nbs/61_runs.ipynb #e3d44e61
+# %% ../../nbs/61_runs.ipynb #b3397869
 def _die_with(parent):
     "Let this process end when its parent does, however that ends."
     if sys.platform == 'linux':
@@ -338,15 +338,17 @@ def _serve(runs, folder, options, parent, pipe):
 
 @contextmanager
 def ending_cleanly():
-    "SIGTERM ends a block like Ctrl-C does, with exit code 143."
+    "SIGTERM ends a block with exit code 143, SIGINT (Ctrl-C) with KeyboardInterrupt."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _exit_on)
+    handlers = {signal.SIGTERM: _exit_on, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number,handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number,handler in before.items():
+            signal.signal(number, handler)
 
 def _end(processes):
     "End processes: ask, wait a little, kill."
