@@ -26,11 +26,13 @@ TRAINED = {
     'dra': (.5, ('W_t', 'W_c')),          # a hard order passes no gradient to the scores
     'dra-paper': (1., ('W_t', 'W_c')),
     'coop': (.05, ()),
+    'lfa': (.05, ()),
 }
 ALL = ['zero-shot', *TRAINED]
 
 # trained numbers on ViT-B/16, as the papers or their code have them
-PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048}
+PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048,
+             'lfa': 262_144}
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +127,7 @@ def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, images):
     torch.manual_seed(0)
     image = dict(image_size=32, patch_size=16, width=64, layers=12, head_width=16)
     text = dict(context_length=77, width=64, heads=4, layers=12)
-    wide = open_clip.CLIP(32, image, text).eval()
+    wide = open_clip.CLIP(48, image, text).eval()
     wide.tokenizer = method.model.tokenizer
     flags = [p.requires_grad for p in wide.parameters()]
     names = list(wide.state_dict())

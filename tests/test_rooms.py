@@ -19,7 +19,8 @@ ROOMS = [
     'data.load',
     'data',
     'recipes',
-    'methods.base methods.zero_shot methods.adapter methods.dra methods.coop',
+    'methods.base methods.zero_shot methods.adapter methods.dra methods.coop '
+    'methods.lfa',
     'methods',
     'training',
     'evaluation',
