@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Callback', 'TrainingDiverged', 'Trainer', 'fit']
 
-# %% ../nbs/12_training.ipynb #f4aedcc3
+# %% ../nbs/12_training.ipynb #201bcf16
 import hashlib
+import io
 import os
 import sys
 from dataclasses import asdict
@@ -48,7 +49,7 @@ class TrainingDiverged(ValueError):
     def __str__(self):
         return self.args[0]
 
-# %% ../nbs/12_training.ipynb #696afa81
+# %% ../nbs/12_training.ipynb #969210d9
 class Trainer:
     "The state of a training run, which callbacks and methods may read."
     def __init__(self,
@@ -198,8 +199,10 @@ class Trainer:
         sums = {n: (float(total), count) for n,(total,count) in self.sums.items()}
         state = dict(identity=self.identity(), step=self.step, history=self.history, sums=sums,
                      optimizer=self.optimizer.state_dict(), weights=self.copies())
+        held = io.BytesIO()
+        torch.save(state, held)
         with write_atomically(self.checkpoint) as tmp:
-            torch.save(state, tmp)
+            tmp.write_bytes(held.getvalue())    # a full disk is an OSError, not one of C++
 
     def load(self):
         "Continue where the checkpoint was written."
