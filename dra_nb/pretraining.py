@@ -463,8 +463,8 @@ class WeightAverage:
         "Take in the model's weights after a step."
         torch._foreach_lerp_(self.kept, self.now, max(1-self.decay, 9/(10+step)))
 
-# %% ../nbs/15_pretraining.ipynb #80c41546
-class Stopped(Exception):
+# %% ../nbs/15_pretraining.ipynb #eed0045c
+class Stopped(KeyboardInterrupt):
     "A run was asked to end; its checkpoint is written."
 
 class StopOnSignal:
@@ -881,11 +881,11 @@ def steps_in(
             optimizer.step()
     return max(1, int(60*minutes*3/(clock()-began)))
 
-# %% ../nbs/15_pretraining.ipynb #dd5ae907
-def _settle(folder, c, facts):
+# %% ../nbs/15_pretraining.ipynb #c573d17c
+def _settle(folder, c, origin):
     "Note the settings of a run in its folder; those of a run found there must agree."
     folder.mkdir(parents=True, exist_ok=True)
-    path, now = folder/'settings.json', json.loads(json.dumps({**asdict(c), **facts}))
+    path, now = folder/'settings.json', json.loads(json.dumps({**asdict(c), **origin}))
     then = read_json(path) if path.exists() else now
     for k, v in now.items():
         if k not in ('steps', 'words_steps', 'every') and then.get(k) != v:
@@ -937,8 +937,8 @@ def pretrain(
     corpus = Icons(icons) if icons else None
     if start:
         before, known = _begin(model, c, start)
-    facts = dict(start=start and file_digest(start, digits=10), icons=corpus and corpus.digest)
-    _settle(folder, c, facts)
+    origin = dict(start=start and file_digest(start, digits=10), corpus=corpus and corpus.digest)
+    _settle(folder, c, origin)
     pairs = PairBatches(c, model.tokenizer, corpus)
     words = words_of(model, pairs.concepts, c.seed, folder, learned=bool(start))
     start_tokens(model, words, known)
@@ -954,11 +954,12 @@ def pretrain(
     history = learn_pairs(model, words, pairs, folder, workers, **more)
     seen, seconds = c.steps*c.batch, history[-1]['seconds']
     flops = flops_of_step(model, pairs[0])/c.batch
-    facts |= dict(config=asdict(c), hardware=_hardware(device), torch=torch.__version__,
-                  pairs_seen=seen, cost=dict(flops_per_pair=flops, pairs_per_second=seen/seconds),
-                  seconds=dict(words=read[-1]['seconds'] if read else 0., pairs=seconds),
-                  history=[{k: round(v, 4) for k, v in r.items()} for r in history[::5]],
-                  before=before)
+    drawn = corpus and dict(digest=corpus.digest, count=len(corpus.rows))
+    rounded = [{k: round(v, 4) for k, v in r.items()} for r in history[::5]]
+    facts = dict(config=asdict(c), icons=drawn, hardware=_hardware(device), pairs_seen=seen,
+                 seconds=dict(words=read[-1]['seconds'] if read else 0., pairs=seconds),
+                 cost=dict(flops_per_pair=flops, pairs_per_second=seen/seconds),
+                 torch=torch.__version__, history=rounded, before=before)
     return save_glyph_clip(model, folder/'glyph-clip.safetensors', facts, words.ids)
 
 # %% ../nbs/15_pretraining.ipynb #48a5d422
