@@ -36,7 +36,7 @@ def _say(line):
     "A word beside the results."
     print(f'dra-nb: {line}', file=sys.stderr, flush=True)
 
-# %% ../nbs/14_cli.ipynb #d6fe4997
+# %% ../nbs/14_cli.ipynb #9d12dbaa
 def _model_arguments(parser):
     parser.add_argument('--model', default='glyph-clip',
                         help='glyph-clip, or a model name of open_clip (default: %(default)s)')
@@ -50,9 +50,9 @@ def _dataset_argument(parser, name, **more):
     parser.add_argument('--root', help='folder that holds the public data sets (oxford_pets, …); '
                         'or your own folder or CSV file, whose name is then only a name')
 
-def _shots_argument(parser):
+def _shots_argument(parser, most=16):
     parser.add_argument('--shots', type=int, help='training images a class '
-                        '(default: 16, or what there is)')
+                        f'(default: {most}, or what there is)')
 
 def _settings_arguments(parser):
     parser.add_argument('--set', nargs='+', action='extend', metavar='NAME=VALUE',
@@ -477,7 +477,7 @@ COMMANDS['predict'] = Command('classify images',
                               'dra-nb predict photo.jpg pictures/ --classes "cat,dog,fire engine"',
                               _predict_arguments, _predict)
 
-# %% ../nbs/14_cli.ipynb #4d41874c
+# %% ../nbs/14_cli.ipynb #4007b6bd
 class _RunLines:
     "A line a run, and one in between when nothing has been heard for a while."
     def __init__(self, quiet=10.):
@@ -519,17 +519,17 @@ def _workers(args):
     fills = find_device(args.device).type == 'cuda' and args.model != 'glyph-clip'
     return args.workers or (1 if fills else min(os.cpu_count() or 1, 8))
 
-def _shots_of(place, args):
-    "The shots asked for; without a number 16, or what the smallest class has."
+def _shots_of(place, args, most):
+    "The shots asked for; without a number `most`, or what the smallest class has."
     from dra_nb.bench.runs import find_dataset
     if args.shots is not None:
         return args.shots
     dataset, _ = find_dataset(place, args.root)
-    least = min(Counter(item.label for item in dataset.train).values(), default=16)
-    if least < 16:
+    least = min(Counter(item.label for item in dataset.train).values(), default=most)
+    if least < most:
         _say(f'{dataset.name}: its smallest class has {least} training images, so {least} shots '
              'are drawn (a folder that is not cut yet gives half to training)')
-    return min(16, least)
+    return min(most, least)
 
 def _check_settings(args, methods, dataset, config, train):
     "Refuse settings that a method does not have, naming it."
@@ -540,7 +540,7 @@ def _check_settings(args, methods, dataset, config, train):
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 
-def _plan(args, methods, datasets, seeds):
+def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
     from dra_nb.bench.runs import find_dataset, make_runs
     from dra_nb.data.images import check_images_exist
@@ -553,7 +553,7 @@ def _plan(args, methods, datasets, seeds):
         check_images_exist(dataset.train+dataset.test, dataset.name)
         _warn_of_photographs(args, dataset.test)
         runs += make_runs(methods, [place], seeds, args.protocol, args.model, args.pretrained,
-                          args.root, _shots_of(place, args), args.targets, config, train,
+                          args.root, _shots_of(place, args, shots), args.targets, config, train,
                           args.device)
     return runs
 
@@ -656,7 +656,7 @@ COMMANDS['speed'] = Command('times and memory of training steps and of inference
                             'dra-nb speed --model ViT-B-16 --device cuda',
                             _speed_arguments, _speed)
 
-# %% ../nbs/14_cli.ipynb #baea78b6
+# %% ../nbs/14_cli.ipynb #6d8bf1b1
 def _demo(args):
     "Fine-tune on one data set, compare, and show what DRA keeps."
     from dra_nb.bench.runs import run_missing
@@ -667,14 +667,16 @@ def _demo(args):
     print(f'{args.dataset}: trained on base classes, tested on base and on new ones', flush=True)
     out = Path(args.out)
     with _RunLines() as lines:
-        runs = _plan(args, ('zero-shot', 'adapter', 'dra'), [args.dataset], args.seeds)
-        runs += _plan(args, ('dra-paper',), [args.dataset], args.seeds[:1])
+        runs = _plan(args, ('zero-shot', 'adapter', 'dra'), [args.dataset], args.seeds, 8)
+        runs += _plan(args, ('dra-paper',), [args.dataset], args.seeds[:1], 8)
         records = run_missing(runs, out/'results', _workers(args), args.device, out/'weights',
                               lines.show)
         last = [run for run in runs if run.method == 'dra'][-1]
         figure = _rank_figure(args, out/'weights'/last.key, out)
     table = results_table(in_order(records), digits=1)
-    print(f'\n{table}\n\nresults in {out/"results"}, weights in {out/"weights"}, token ranks in '
+    shots, epochs = runs[-1].shots, runs[-1].train['epochs']
+    print(f'\n{table}\n\n{shots} shots a class, {epochs} epochs; the paper takes 16 and 5: '
+          f'dra-nb bench --datasets {args.dataset}\nresults in {out/"results"}, weights in {out/"weights"}, token ranks in '
           f'{figure}; {time.perf_counter()-start:.0f} s')
 
 def _rank_figure(args, weights, out, n=6):
@@ -704,14 +706,15 @@ def _rank_figure(args, weights, out, n=6):
 
 def _demo_arguments(parser):
     _dataset_argument(parser, '--dataset', default='vehicles')
-    _shots_argument(parser)
+    _shots_argument(parser, 8)
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
                         help='(default: 1 2 3; dra-paper takes the first)')
+    _settings_arguments(parser)
     parser.add_argument('--out', default='dra-nb-demo',
                         help='folder for results, weights and the figure (default: %(default)s)')
     _workers_argument(parser)
     _model_arguments(parser)
-    parser.set_defaults(protocol='base-to-new', set=None, train=None, targets=None)
+    parser.set_defaults(protocol='base-to-new', targets=None, train=['epochs=3'])
 
 COMMANDS['demo'] = Command('fine-tune on one data set and compare: zero-shot, adapter, DRA',
                            'dra-nb demo', _demo_arguments, _demo)

@@ -8,69 +8,112 @@ import sys
 from pathlib import Path
 
 import open_clip
+import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from dra_nb import evaluation
-from dra_nb.cli import build_parser, main
+from dra_nb.bench import runs
+from dra_nb.cli import COMMANDS, build_parser, main
 from dra_nb.data import REAL
+from dra_nb.files import read_tensors
 from miniature import write
 
 README = Path(__file__).parents[1]/'README.md'
 MODEL = ['--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai']
-SMALL = dict(fit=['--shots', '2', '--epochs', '1'],
-             bench=['--datasets', 'oxford_pets', '--methods', 'zero-shot', 'dra', '--seeds', '1', '--shots', '2', '--workers', '1'])
+SMALL = dict(fit=['--shots', '2', '--train', 'epochs=1'],
+             bench=['--datasets', 'oxford_pets', '--methods', 'zero-shot', 'dra', '--seeds', '1',
+                    '--shots', '2', '--train', 'epochs=1', '--workers', '1'])
+
+
+def blocks(language):
+    "What stands between the fences of README."
+    text = README.read_text(encoding='utf-8')
+    return re.findall(rf'```{language}\n(.*?)```', text, re.S)
 
 
 def commands():
     "The words of every line of README that calls the program."
-    return [shlex.split(line)[1:] for block in re.findall(r'```bash\n(.*?)```', README.read_text(encoding='utf-8'), re.S)
-            for line in block.splitlines() if line.startswith('dra-nb ')]
+    lines = [line for block in blocks('bash') for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith('dra-nb ')]
+
+
+def run(script, folder):
+    "What a script prints."
+    done = subprocess.run([sys.executable, '-c', script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_script(tmp_path):
-    "The script runs as it stands and prints three percentages."
-    script, = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), re.S)
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = re.search(r'base ([\d.]+), new ([\d.]+), harmonic mean ([\d.]+)', done.stdout)
+    "The script runs as it stands, prints three percentages and writes nothing."
+    script, = blocks('python')
+    found = re.search(r'base ([\d.]+), new ([\d.]+), harmonic mean ([\d.]+)', run(script, tmp_path))
     base, new, mean = map(float, found.groups())
-    assert 10 < base < 100 and 10 < new < 100 and abs(mean - 2*base*new/(base+new)) < .1
-    assert not list(tmp_path.iterdir())              # it writes nothing
+    assert 35 < base < 100 and 40 < new < 100 and abs(mean - 2*base*new/(base+new)) < .1
+    assert not list(tmp_path.iterdir())
+
+
+def test_script_gives_the_same_numbers_each_time(tmp_path):
+    "Shortened: two shots, two epochs, and the loss to the last digit."
+    script, = blocks('python')
+    short = script.replace('few_shot(base.train, 16, seed=1)', 'few_shot(base.train, 2, seed=1)')
+    short = short.replace('seed=1)\nb, n', 'TrainConfig(epochs=2), seed=1)\nb, n')
+    lines = [line for line in short.splitlines() if not line.startswith(('b, n', 'print'))]
+    short = '\n'.join(lines).replace('import fit', 'import TrainConfig, fit').replace('\nfit(', '\nh = fit(')
+    assert short.count('TrainConfig') == 2 and 'h = fit' in short
+    model_and_data = 'for _ in range(2):\n' + '\n'.join('    '+line for line in short.splitlines())
+    losses = run(model_and_data+"\n    print(h[-1]['loss'])", tmp_path).split()
+    assert len(losses) == 2 and losses[0] == losses[1]
 
 
 def test_commands_are_understood():
-    "From the check of a data set to the table, with OpenAI's ViT-B/16."
+    "From the check of a data set to the table, with OpenAI's ViT-B/16; and all jobs are named."
     parser = build_parser()
     parsed = [parser.parse_args(words) for words in commands()]
-    assert [o.command for o in parsed] == ['data', 'data', 'fit', 'evaluate', 'predict', 'bench']
+    names = [o.command for o in parsed]
+    assert names == ['data', 'data', 'fit', 'evaluate', 'predict', 'bench']
     assert [o.action for o in parsed[:2]] == ['download', 'check']
-    assert all(words[i:i+4] == MODEL for words in commands()[2:] for i in [words.index('--model')])
-    assert set(parsed[-1].datasets) == {n for n in REAL if not n.startswith('imagenet') or n == 'imagenet'} and len(parsed[-1].datasets) == 11
+    for words in commands()[2:]:
+        i = words.index('--model')
+        assert words[i:i+4] == MODEL
+    originals = {name for name in REAL if not name.startswith('imagenet') or name == 'imagenet'}
+    assert set(parsed[-1].datasets) == originals and len(parsed[-1].datasets) == 11
+    line = next(line for line in README.read_text().splitlines() if line.startswith('| `dra-nb --help`'))
+    assert set(re.findall(r'`(\w+)`', line)) == set(COMMANDS)
 
 
-def test_commands_on_a_miniature(tmp_path, monkeypatch, capsys):
-    "Typed as they stand, but few shots, one epoch, and for OpenAI's weights a file with random ones."
+@pytest.fixture
+def random_weights(tmp_path, monkeypatch):
+    "A miniature of Oxford Pets, and a file of weights in place of OpenAI's."
     monkeypatch.chdir(tmp_path)
     write('oxford_pets', 'DATA')
     shutil.copy('DATA/oxford_pets/images/Abyssinian_9.jpg', 'cat.jpg')
     torch.manual_seed(0)
     state = open_clip.create_model('ViT-B-16-quickgelu').state_dict()
     save_file({k: v.half().contiguous() for k, v in state.items()}, 'random.safetensors')
+    yield 'random.safetensors'
+    runs._clip.cache_clear()
+    Path('random.safetensors').unlink()                             # 300 MB
+
+
+def test_commands_on_a_miniature(random_weights, capsys):
+    "Typed as they stand, but few shots, one epoch, and for OpenAI's weights a file with random ones."
     said = {}
-    try:
-        for words in commands()[1:]:
-            command = words[1] if words[0] == 'data' else words[0]
-            code = main(['random.safetensors' if w == 'openai' else w for w in words] + SMALL.get(command, []))
-            said[command], err = capsys.readouterr()
-            assert code == 2*(command == 'check'), err
-    finally:
-        evaluation._clip.cache_clear()
-        Path('random.safetensors').unlink()                             # 300 MB
-    assert [', expected ' in line for line in said['check'].splitlines()] == [False, True, True, True, True]       # small, and nothing else
-    assert sum(t.numel() for t in load_file('weights/pets/adapters.safetensors').values()) == 716_800               # the paper's number
-    assert said['fit'].startswith('dra on 4 images of 2 classes') and said['evaluate'].startswith('oxford_pets-partial, new classes: ') and '% of 6 images (2 classes)' in said['evaluate']
-    assert re.fullmatch(r'cat.jpg  (abyssinian|american_bulldog) [\d.]+ %  (abyssinian|american_bulldog) [\d.]+ %\n', said['predict'])
-    zero, dra = [json.loads(line) for line in Path('results.jsonl').read_text().splitlines()]
-    assert zero['settings']['data'] == {**dra['settings']['data'], 'template': 'a photo of a {}, a type of pet.'} and dra['settings']['data']['template'] == 'a photo of a {}.'
-    assert zero['settings']['weights'] == dra['settings']['weights'] != 'openai' and '| oxford_pets-partial | dra ' in said['bench']
+    for words in commands()[1:]:
+        command = words[1] if words[0] == 'data' else words[0]
+        typed = [random_weights if word == 'openai' else word for word in words]
+        code = main(typed + SMALL.get(command, []))
+        said[command], err = capsys.readouterr()
+        assert code == 2*(command == 'check'), err
+    problems = said['check'].splitlines()[1:]
+    assert problems and all('expected' in line for line in problems)          # small, and nothing else
+    tensors, metadata = read_tensors('weights/pets/weights.safetensors')
+    assert sum(t.numel() for t in tensors.values()) == 716_800                # the paper's number
+    assert metadata['dra_nb']['preset'] == 'likely'
+    assert said['fit'].startswith('dra (likely) on 4 images of 2 classes')
+    assert 'new classes: ' in said['evaluate'] and '% of 6 images (2 classes)' in said['evaluate']
+    assert re.fullmatch(r'cat.jpg(  (abyssinian|american_bulldog) [\d.]+ %){2}\n', said['predict'])
+    records = [json.loads(path.read_text()) for path in Path('results').glob('*.json')]
+    dra, zero = sorted((record['run'] for record in records), key=lambda r: r['method'])
+    assert zero['data'] == dra['data'] and zero['weights'] == dra['weights'] != 'openai'
+    assert dra['config']['scale'] == .001 and '| dra ' in said['bench']
