@@ -14,12 +14,14 @@ import math
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import open_clip
 import torch
 from torch.nn import functional as F
 
+from dra_nb.attach import attached
 from dra_nb.clip import image_features, text_features, tokenize
 from dra_nb.methods import METHODS
 from dra_nb.recipes import TrainConfig, make_optimizer
@@ -111,8 +113,8 @@ def tiny_images(n, seed):
 
 # ---- a file -------------------------------------------------------------------------------------
 
-# What a key of a file begins with, if it is no setting such as 's0.5/'.
-KINDS = ('param', 'grad', 'grad_summary', 'step3', 'step3_delta_summary')
+# What the first part of a key begins with, if it is no setting such as 's0.5/'.
+KINDS = ('param', 'grad', 'plain_grad', 'step3', 'f64')
 
 
 class OfficialFile:
@@ -143,10 +145,10 @@ class OfficialFile:
             found['change, all joined'] = joined
         return found
 
-    def settings(self, kinds=KINDS):
+    def settings(self):
         "Beginnings of keys that stand for a setting; one empty one if there are none."
         first = [key.partition('/')[0] for key in self.arrays if '/' in key]
-        found = [name for name in dict.fromkeys(first) if name not in (*kinds, 'f64')]
+        found = [name for name in dict.fromkeys(first) if not name.startswith(KINDS)]
         return found or ['']
 
     def under(self, setting='', double=False):
@@ -157,7 +159,7 @@ class OfficialFile:
         found = {}
         for key,value in arrays.items():
             first, slash, rest = key.partition('/')
-            if not slash or first in KINDS:
+            if not slash or first.startswith(KINDS):
                 found.setdefault(key, value)
             elif first == setting:
                 found[rest] = value
@@ -515,6 +517,124 @@ class CoOpCase(Case):
 
     def own_name(self, official):
         return {'prompt_learner.ctx': 'context'}[official]
+
+
+@case('maple')
+class MaPLeCase(Case):
+    own = 'maple'
+
+    def config(self):
+        return METHODS[self.own].Config(length=self.meta['n_ctx'], depth=self.meta['depth'])
+
+    def own_name(self, official):
+        first = {'ctx': 'prompts_text.0', 'proj.weight': 'to_image.0.weight',
+                 'proj.bias': 'to_image.0.bias'}
+        name = official.removeprefix('prompt_learner.')
+        if name in first:
+            return first[name]
+        kind, number, *rest = name.split('.')
+        own = dict(compound_prompts_text='prompts_text', compound_prompt_projections='to_image')
+        return '.'.join([own[kind], str(int(number)+1), *rest])
+
+    def more_values(self, method):
+        return dict(visual_prompts=torch.stack(method.image_prompts()))
+
+
+@case('mma')
+class MMACase(Case):
+    own = 'mma'
+
+    def config(self):
+        o = self.options
+        return METHODS[self.own].Config(rank=o['rank'], scale=o['scale'], start=o['adapter_start'])
+
+    def own_name(self, official):
+        tower, block, layer, *rest = official.split('.')
+        if tower == 'shared_adapter':
+            return f'image.{block}.shared.{rest[0]}'
+        side = dict(visual_adapter='image', text_adapter='text')[tower]
+        return f'{side}.{block}.{layer}.{rest[-1]}'
+
+    def check_more(self, compare, method):
+        "The gradient without rescaling, where the file has it."
+        plain = {k: v for k,v in self.arrays.items() if k.startswith('plain_grad/')}
+        if not plain:
+            return
+        method = self.build()
+        for m in attached(method.model).values():
+            m.config = replace(m.config, gradient='plain')
+        total = sum(method.losses(self.images, self.labels).values())
+        for name,g in self.gradients(method, total).items():
+            key = f'plain_grad/{name}'
+            if key in plain:
+                compare.array('gradients, not rescaled', key, g, plain[key],
+                              self.file.tolerance['gradient'])
+
+
+@case('kgcoop')
+class KgCoOpCase(CoOpCase):
+    own = 'kgcoop'
+
+    def config(self):
+        return replace(super().config(), guide=self.meta['template'], weight=self.meta['weight'])
+
+    @property
+    def terms(self):
+        return dict(ce=('ce', 1.), kg=('guide', self.meta['weight']))
+
+    def check_more(self, compare, method):
+        "The gradients of the two terms."
+        method = self.build()
+        for official,(own,weight) in self.terms.items():
+            loss = method.losses(self.images, self.labels)[own]/weight
+            for name,g in self.gradients(method, loss).items():
+                key = f'grad_{official}/{name}'
+                if key in self.arrays:
+                    compare.array('gradients of the terms', key, g, self.arrays[key],
+                                  self.file.tolerance['gradient'])
+
+
+@case('cocoop')
+class CoCoOpCase(CoOpCase):
+    own = 'cocoop'
+
+    def own_name(self, official):
+        name = official.removeprefix('prompt_learner.')
+        return name.replace('ctx', 'context').replace('meta_net.linear1', 'net.0') \
+            .replace('meta_net.linear2', 'net.2')
+
+    def features(self, method):
+        image = method.image_features(self.images)
+        return image, method.conditional_features(F.normalize(image, dim=-1))
+
+    def more_values(self, method):
+        x = F.normalize(method.image_features(self.images), dim=-1)
+        return dict(meta_net_output=method.net(x))
+
+
+@case('tcp')
+class TCPCase(Case):
+    own = 'tcp'
+
+    def config(self):
+        model = self.meta['settings']['model']
+        words = self.meta['prompt_template'].split()
+        M = model['n_ctx']
+        sentence = ' '.join(['*']*M + words[M:])
+        return METHODS[self.own].Config(sentence=sentence, guide=self.meta['guide_template'],
+                                        weight=model['guide_weight'])
+
+    @property
+    def terms(self):
+        weight = self.meta['settings']['model']['guide_weight']
+        return dict(ce=('ce', 1.), guide=('guide', weight))
+
+    def own_name(self, official):
+        return official.replace('ctx', 'context').replace('meta_net.linear1', 'net.0') \
+            .replace('meta_net.linear2', 'net.2')
+
+    def more_values(self, method):
+        return dict(guide_features=method.guide_features(), class_prompts=method.class_prompts())
 
 
 # ---- the command --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from conftest import meta_clip, tiny_open_clip
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy
-from dra_nb.methods import METHODS, build_method, load_method, saved_facts
+from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import fit
 
@@ -26,13 +26,23 @@ TRAINED = {
     'dra': (.5, ('W_t', 'W_c')),          # a hard order passes no gradient to the scores
     'dra-paper': (1., ('W_t', 'W_c')),
     'coop': (.05, ()),
+    'maple': (.05, ()),
+    'mma': (.5, ()),
+    'kgcoop': (.05, ()),
+    'cocoop': (.05, ()),
+    'tcp': (.05, ()),
     'lfa': (.05, ()),
+    'metaprompt': (.05, ()),
+    'metaprompt-intended': (.05, ()),
+    'proda': (.05, ()),
 }
 ALL = ['zero-shot', *TRAINED]
 
 # trained numbers on ViT-B/16, as the papers or their code have them
 PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048,
-             'lfa': 262_144}
+             'maple': 3_555_072, 'mma': 674_560, 'kgcoop': 2_048, 'cocoop': 35_360,
+             'tcp': 331_904,
+             'lfa': 262_144, 'metaprompt': 30_720, 'proda': 262_144}
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +75,7 @@ def logits(method, images, names=NAMES, seen=True):
 
 def test_table_is_complete():
     "A method that is registered is held to the contract."
-    assert {name.split('-paper')[0] for name in ALL} == set(METHODS)
+    assert {find_method(name)[0].name for name in ALL} == set(METHODS)
 
 
 @pytest.mark.parametrize('name', TRAINED)

@@ -20,7 +20,8 @@ ROOMS = [
     'data',
     'recipes',
     'methods.base methods.zero_shot methods.adapter methods.dra methods.coop '
-    'methods.lfa',
+    'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
+    'methods.lfa methods.metaprompt methods.proda',
     'methods',
     'training',
     'evaluation',

@@ -30,7 +30,7 @@ class CoOpConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 
-# %% ../../nbs/23_coop.ipynb #dc9abb74
+# %% ../../nbs/23_coop.ipynb #739c69aa
 @register
 class CoOp(Method):
     "Learned vectors in place of the words around the class name."
@@ -55,12 +55,20 @@ class CoOp(Method):
                                         warmup_epochs=1)
         return cls.preset(preset, clip), train
 
-    def set_classes(self, classnames, template, seen=True):
-        "The data set's own sentence is not used: the learned one takes its place."
+    def sentence(self):
+        "The sentence of a class: a star for every vector."
         M = len(self.context)
         before = dict(end=M, middle=M//2, front=0)[self.config.position]
         words = ['*']*before + ['{}'] + ['*']*(M-before)
-        super().set_classes(classnames, ' '.join(words)+'.', seen)
+        return ' '.join(words)+'.'
+
+    def set_classes(self, classnames, template, seen=True):
+        "The data set's own sentence is not used: the learned one takes its place."
+        super().set_classes(classnames, self.sentence(), seen)
 
     def text_features(self):
-        return encode_text(self.model, self.prompts, self.context)
+        return self.in_parts(self.encode)
+
+    def encode(self, rows):
+        "Features of some of the class prompts."
+        return encode_text(self.model, self.prompts[rows], self.context)
