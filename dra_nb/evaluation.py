@@ -72,7 +72,7 @@ def harmonic_mean(
     "2bn/(b+n), between the smaller and the larger of the two."
     return 2*base*new/(base+new) if base+new else 0.
 
-# %% ../nbs/13_evaluation.ipynb #fab39e1b
+# %% ../nbs/13_evaluation.ipynb #bc164e96
 def train_and_test(
     method,                  # a `Method`, fresh on its CLIP
     source,                  # `Dataset`: its `train` list holds the shots
@@ -94,7 +94,8 @@ def train_and_test(
     for name,test in tests.items():
         seen = test.classnames == source.classnames
         template = method.template_for(test)
-        metrics[name] = accuracy(method, test.test, test.classnames, template, seen=seen, amp=train.amp)
+        metrics[name] = accuracy(method, test.test, test.classnames, template,
+                                 seen=seen, amp=train.amp)
     if metrics.keys() == {'base', 'new'}:
         metrics['hm'] = harmonic_mean(metrics['base'], metrics['new'])
     counts = {f'test_{name}': len(test.test) for name,test in tests.items()}

@@ -27,7 +27,7 @@ def base_to_new_split(
     base, new = base_new(few_shot_split(dataset, shots, seed))
     return base, dict(base=base, new=new)
 
-# %% ../../nbs/60_protocols.ipynb #14f52fb7
+# %% ../../nbs/60_protocols.ipynb #be581ba4
 def cross_split(
     dataset:Dataset,
     shots:int,     # training images a class
@@ -39,11 +39,12 @@ def cross_split(
     tests = {source.name: source}
     for target in targets:
         if target.name in tests:
-            raise ValueError(f'targets: got two sets named {target.name}, allowed are different names')
+            raise ValueError(f'targets: got two sets named {target.name}, '
+                             'allowed are different names')
         tests[target.name] = target
     return source, tests
 
-# %% ../../nbs/60_protocols.ipynb #b70f5a17
+# %% ../../nbs/60_protocols.ipynb #93acc90e
 def style_families(
     items:list,   # images of one list
     otherwise:str # what photographs get
@@ -84,20 +85,22 @@ def inner_split(
     shots:int,       # training images a class, or as many as one family made
     seed:int,        # of the shots and the families; also says which third plays new
     targets=()       # none here
-)->tuple:            # source, and tests by name; their `test` lists hold training and validation images
+)->tuple:            # source, and tests by name, whose `test` lists hold other images of these
     "Base to new within the base classes, without any test image."
     base, rng = base_new(dataset)[0], random.Random(seed)
     n = len(base.classnames)
     third = n//3
     if third < 2:
-        raise ValueError(f'dataset: {dataset.name} has {n} base classes, the inner split needs at least 6')
+        raise ValueError(f'dataset: {dataset.name} has {n} base classes, '
+                         'the inner split needs at least 6')
     first = (n-third, 0, third)[(seed-1)%3]
     plays_new = range(first, first+third)
     old = keep_classes(base, [label for label in range(n) if label not in plays_new])
     new = keep_classes(base, list(plays_new))
     train, scored = _split_by_family(old, rng)
     if not scored:
-        raise ValueError(f'dataset: {dataset.name} has no validation images, and nothing of two style families')
+        raise ValueError(f'dataset: {dataset.name} has no validation images, '
+                         'and nothing of two style families')
     drawn = few_shot(train, shots, rng, fewer=True)
     old = old._replace(train=drawn, val=[], test=few_shot(scored, 24, rng, fewer=True))
     new = new._replace(train=[], val=[], test=few_shot(new.train+new.val, 24, rng, fewer=True))
@@ -106,7 +109,7 @@ def inner_split(
         raise ValueError(f'dataset: {dataset.name} has an image both in test and in train or val')
     return old, dict(base=old, new=new)
 
-# %% ../../nbs/60_protocols.ipynb #1c26467a
+# %% ../../nbs/60_protocols.ipynb #50d82280
 @dataclass(frozen=True)
 class Protocol:
     "How a table is made."
@@ -135,7 +138,8 @@ class Protocol:
 
 _REAL_SHIFTS = tuple(name for name in REAL if name.startswith('imagenet') and name != 'imagenet')
 _REAL_OTHERS = tuple(name for name in REAL if not name.startswith('imagenet'))
-_ALL = (('general', (*glyphs.SETS[1:], *glyphs.SHIFTS)), ('imagenet', (*_REAL_OTHERS, *_REAL_SHIFTS)))
+_ALL = (('general', (*glyphs.SETS[1:], *glyphs.SHIFTS)),
+        ('imagenet', (*_REAL_OTHERS, *_REAL_SHIFTS)))
 _SHIFTS = (('general', glyphs.SHIFTS), ('imagenet', _REAL_SHIFTS))
 
 _ROWS = (

@@ -27,7 +27,7 @@ import torch
 
 from ..files import json_digest, read_json, write_json
 
-# %% ../../nbs/62_results.ipynb #a109a646
+# %% ../../nbs/62_results.ipynb #ae308fe0
 def run_key(
     run:dict  # everything that determines a result
 )->str:       # method-dataset-seed-digest, fit to be a file's name
@@ -39,7 +39,7 @@ def run_key(
 class Record:
     "What was run, and what came out."
     run:dict        # protocol, method, dataset, seed, shots, clip, weights, data, config, train …
-    metrics:dict    # accuracy on test images by part, percent: 'base', 'new', 'hm', or the sets' names
+    metrics:dict    # accuracy on test images, percent: 'base', 'new', 'hm', or by set
     train:dict      # what training says of itself: `loss` of the last epoch
     counts:dict     # images and trained parameters
     seconds:dict    # of training and of testing
@@ -110,7 +110,7 @@ def device_name(
         return torch.cuda.get_device_name(device)
     return f'{_processor()}, {torch.get_num_threads()} thread(s)'
 
-# %% ../../nbs/62_results.ipynb #1ae9f12e
+# %% ../../nbs/62_results.ipynb #82f66339
 def _check(found, path):
     "A record from what a file holds; ValueError says what is wrong with it."
     names = {f.name for f in fields(Record)}
@@ -178,11 +178,12 @@ def write_record(
 def read_results(
     folder,         # of results
     warn=None       # called with a line about each file that is no record; prints to stderr if None
-)->list:            # records, in the order of method, data set and seed as names; none if there is no folder
+)->list:            # records, in the order of their names; none if there is no folder
     "All records of a folder."
     warn = warn or _say
     if Path(folder).is_file():
-        raise ValueError(f'results: got the file {folder}, allowed is a folder with one JSON file a run')
+        raise ValueError(f'results: got the file {folder}, '
+                         'allowed is a folder with one JSON file a run')
     found = {}
     for path in sorted(Path(folder).glob('*.json')):
         if path.name.startswith('.'):
@@ -198,7 +199,7 @@ def read_results(
 def _say(line):
     print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/62_results.ipynb #95a622de
+# %% ../../nbs/62_results.ipynb #e4333e87
 TOUCH, VOID = 15., 120.     # seconds between touches, and without one until a claim is void
 
 @contextmanager
@@ -208,8 +209,8 @@ def _locked(folder):
     with open(Path(folder)/'.lock', 'a') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX)
-        except OSError:                     # some network file systems cannot: claims then only make doubles unlikely
-            pass
+        except OSError:                     # some network file systems cannot;
+            pass                            # claims then only make doubles unlikely
         yield
 
 def _gone(claim):

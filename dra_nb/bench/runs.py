@@ -38,7 +38,7 @@ from ..recipes import TrainConfig, resolve_amp, set_fields
 from ..training import TrainingDiverged
 from ..weights import find_device, load_clip, weights_digest
 
-# %% ../../nbs/61_runs.ipynb #3f9cb099
+# %% ../../nbs/61_runs.ipynb #a5285d4f
 WHERE = ('place', 'target_places', 'root', 'pretrained')
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Run:
     def facts(self)->dict:
         "What determines the result, as plain data."
         facts = {k: v for k,v in asdict(self).items() if k not in WHERE}
-        return json.loads(json.dumps(facts))                # as it will be read back: tuples are lists
+        return json.loads(json.dumps(facts))            # as it will be read back: tuples are lists
 
     @property
     def key(self):
@@ -76,7 +76,7 @@ class Run:
     def __hash__(self):
         return hash(self.key)
 
-# %% ../../nbs/61_runs.ipynb #99bfab5d
+# %% ../../nbs/61_runs.ipynb #a49177ea
 def _content(path):
     "Digest of an image file; of a missing one, that it is missing."
     try:
@@ -126,10 +126,11 @@ def _clip(name, pretrained, device, digest):
     model = load_clip(name, pretrained, device)
     found = weights_digest(name, pretrained)
     if found != digest:
-        raise ValueError(f'pretrained: the weights of {name} are {found} and were {digest} when the run was planned')
+        raise ValueError(f'pretrained: the weights of {name} are {found} '
+                         f'and were {digest} when the run was planned')
     return model
 
-# %% ../../nbs/61_runs.ipynb #74543d66
+# %% ../../nbs/61_runs.ipynb #69adf8d9
 def settings_of(
     protocol:str,
     method:str,     # name, perhaps with a preset
@@ -178,7 +179,7 @@ def make_runs(
         dataset, digest = find_dataset(place, root)
         target_places = tuple(str(t) for t in rules.targets_of(dataset.name, targets))
         found = [find_dataset(t, root) for t in target_places]
-        rules.split(dataset, shots, seeds[0], [t for t,_ in found])             # refuses what cannot be split
+        rules.split(dataset, shots, seeds[0], [t for t,_ in found])  # refuses what has no split
         for method in methods:
             own, recipe = settings_of(protocol, method, dataset.name, clip, config, train)
             amp = resolve_amp(recipe.amp, device)
@@ -192,7 +193,7 @@ def make_runs(
             runs += [Run(seed=seed, **common) for seed in (seeds if every else seeds[:1])]
     return runs
 
-# %% ../../nbs/61_runs.ipynb #79d7e248
+# %% ../../nbs/61_runs.ipynb #deac5c18
 def grid(
     runs:list,    # of `make_runs`
     values:dict   # 'config.NAME' or 'train.NAME' → values to try
@@ -205,13 +206,13 @@ def grid(
             for name,value in zip(values, combination):
                 part, _, key = name.partition('.')
                 if part not in changes or key not in changes[part]:
-                    raise ValueError(f'values: got {name!r}, allowed are config.NAME and train.NAME '
-                                     f'with a setting of {run.method}')
+                    raise ValueError(f'values: got {name!r}, allowed are config.NAME and '
+                                     f'train.NAME with a setting of {run.method}')
                 changes[part][key] = value
             varied.append(replace(run, **changes))
     return varied
 
-# %% ../../nbs/61_runs.ipynb #79acaf73
+# %% ../../nbs/61_runs.ipynb #c723c06e
 def _build(run, model):
     "The run's method on a CLIP."
     kind, _ = find_method(run.method)
@@ -226,7 +227,8 @@ def _load(place, root, digest):
     "A data set, and a check that it is the one that was planned with."
     dataset, found = find_dataset(place, root)
     if found != digest:
-        raise ValueError(f'dataset: {dataset.name} is {found} here and was {digest} when the run was planned')
+        raise ValueError(f'dataset: {dataset.name} is {found} here '
+                         f'and was {digest} when the run was planned')
     return dataset
 
 def make(
@@ -258,18 +260,20 @@ def make(
 def _outcome(rules, method, source, tests, run, bar):
     "What came out, as a record holds it; a run may be allowed to diverge."
     try:
-        found = train_and_test(method, source, tests, _filled(TrainConfig, run.train), run.seed, bar)
+        recipe = _filled(TrainConfig, run.train)
+        found = train_and_test(method, source, tests, recipe, run.seed, bar)
     except TrainingDiverged as e:
         if not rules.may_diverge:
             raise
         nothing = dict.fromkeys([*tests, 'hm'], 0.)
         counts, seconds = dict(train=len(source.train)), dict(train=0., test=0.)
-        return dict(metrics=nothing, train=dict(loss=None), counts=counts, seconds=seconds, failed=str(e))
+        return dict(metrics=nothing, train=dict(loss=None), counts=counts, seconds=seconds,
+                    failed=str(e))
     history = found.pop('history')
     found['train'] = dict(loss=history[-1]['loss'] if history else None)
     return found
 
-# %% ../../nbs/61_runs.ipynb #a3d32a03
+# %% ../../nbs/61_runs.ipynb #2619937a
 def _work(runs, folder, patient, finished, **options):
     "Make what a folder lacks and nobody else is at; if `patient`, wait for what others are at."
     waiting = deque(dict.fromkeys(runs))
@@ -294,14 +298,14 @@ def _claim_and_make(run, folder, options):
     with Claim(folder, run.key) as claim:
         if not claim:
             return None, False
-        record = find_record(folder, run.key)           # it may have come between the look and the claim
+        record = find_record(folder, run.key)           # it may have come since the first look
         if record is not None:
             return record, False
         record = make(run, **options)
         write_record(folder, record)
         return record, True
 
-# %% ../../nbs/61_runs.ipynb #b3397869
+# %% ../../nbs/61_runs.ipynb #01ada3fa
 def _die_with(parent):
     "Let this process end when its parent does, however that ends."
     if sys.platform == 'linux':
@@ -321,7 +325,7 @@ def _exit_on(number, frame):
 def _serve(runs, folder, options, parent, pipe):
     "A worker process: the loop, and a message for every run that was made."
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # Ctrl-C goes to all: the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all: the parent decides
     signal.signal(signal.SIGTERM, _exit_on)
     torch.set_num_threads(1)
 
@@ -368,7 +372,8 @@ def _in_processes(runs, folder, workers, finished, options):
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(runs, folder, options, os.getpid(), theirs))
+            args = runs, folder, options, os.getpid(), theirs
+            process = context.Process(target=_serve, args=args)
             process.start()
             theirs.close()
             processes.append(process)
@@ -387,7 +392,8 @@ def _hear(pipe, pipes, folder, by_key, finished):
         process = pipes.pop(pipe)
         process.join()
         if process.exitcode:
-            print(f'bench: a worker ended with code {process.exitcode}; others make its run', file=sys.stderr)
+            print(f'bench: a worker ended with code {process.exitcode}; others make its run',
+                  file=sys.stderr)
         return
     if what == 'made':
         finished(by_key[text], find_record(folder, text), True)
@@ -396,7 +402,7 @@ def _hear(pipe, pipes, folder, by_key, finished):
     else:
         raise RuntimeError(text)
 
-# %% ../../nbs/61_runs.ipynb #9bdfb5ec
+# %% ../../nbs/61_runs.ipynb #55b701ab
 def _remote_make(run, options):
     "One run in a worker process of a cluster."
     torch.set_num_threads(1)
@@ -407,7 +413,8 @@ def _connect(address):
     try:
         import ray
     except ImportError:
-        raise ValueError('ray: it is not installed; pip install "dra_nb[cluster]" brings it') from None
+        raise ValueError('ray: it is not installed; '
+                         'pip install "dra_nb[cluster]" brings it') from None
     if ray.is_initialized():
         return ray, False
     where = address if isinstance(address, str) else None
@@ -421,7 +428,7 @@ def _on_cluster(runs, folder, address, finished, options):
     "A task a run; results come back to the folder."
     ray, ours = _connect(address)
     try:
-        with ending_cleanly():                                         # Ray sets a handler of its own
+        with ending_cleanly():                              # Ray sets handlers of its own
             _send(ray, runs, folder, finished, options)
     finally:
         if ours:
@@ -440,7 +447,7 @@ def _send(ray, runs, folder, finished, options):
             for _ in range(min(len(waiting), _slots(ray, kind)-len(under_way))):
                 _send_next(task, waiting, under_way, folder, finished, options)
             if not under_way:
-                time.sleep(2)                                          # all that is left is with other programs
+                time.sleep(2)                               # what is left is with other programs
                 continue
             ready, _ = ray.wait(list(under_way), timeout=5)
             for ref in ready:
@@ -478,7 +485,7 @@ def _get(ray, ref):
     except ray.exceptions.RayError as e:
         raise ValueError(f'ray: a run was lost too often ({type(e).__name__})') from None
 
-# %% ../../nbs/61_runs.ipynb #47718347
+# %% ../../nbs/61_runs.ipynb #15394a10
 def run_missing(
     runs:list,     # of `make_runs`
     folder,        # of results
@@ -486,7 +493,7 @@ def run_missing(
     device=None,   # which device; the runs' kind if None
     save=None,     # folder for trained weights, one folder a run
     show=None,     # called with (record, how many are done, how many in all) for every new one
-    ray=None       # send runs to a Ray cluster: its address, or True for one that is found or started here
+    ray=None       # address of a Ray cluster, or True for one that is found or started here
 )->list:           # the records of these runs, old and new, in their order
     "Make the runs that a folder lacks."
     runs = list(dict.fromkeys(runs))
@@ -509,7 +516,8 @@ def run_missing(
                 _on_cluster(lacking, folder, ray, finished, options)
             elif workers > 1 and len(lacking) > 1:
                 _in_processes(lacking, folder, min(workers, len(lacking)), finished, options)
-            _work([run for run in lacking if run.key not in done], folder, True, finished, **options)
+            left = [run for run in lacking if run.key not in done]
+            _work(left, folder, True, finished, **options)
     return [done[run.key] for run in runs]
 
 def bench(

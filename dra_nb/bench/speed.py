@@ -27,13 +27,13 @@ from ..recipes import mixed_precision, set_fields
 from ..training import Callback, fit
 from ..weights import load_clip
 
-# %% ../../nbs/35_efficiency.ipynb #0475f296
+# %% ../../nbs/35_efficiency.ipynb #5395b7f9
 def count_flops(
     work  # a function without arguments
 )->int:
     "FLOPs of the matrix products that a piece of work makes, attention's among them."
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)           # fused kernels are not counted everywhere
+    torch.backends.mha.set_fastpath_enabled(False)     # fused kernels are not counted everywhere
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             work()
@@ -41,12 +41,12 @@ def count_flops(
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
 
-# %% ../../nbs/35_efficiency.ipynb #f8912818
+# %% ../../nbs/35_efficiency.ipynb #f74bcb15
 @contextmanager
 def counting_saved_bytes(
     weights  # tensors that do not count
 ):           # yields a list to which the bytes of every tensor kept are added
-    "Bytes that autograd keeps for the backward pass, without the weights (their 16-bit copies count)."
+    "Bytes that autograd keeps, without the weights (their 16-bit copies count)."
     seen, sizes = {w.untyped_storage().data_ptr() for w in weights}, []
 
     def pack(t):
@@ -197,7 +197,7 @@ TESTED = (
     Variant('adapter', 'adapter', 'zero-shot'),
     Variant('DRA', 'dra', 'zero-shot'))
 
-# %% ../../nbs/35_efficiency.ipynb #dca5b22e
+# %% ../../nbs/35_efficiency.ipynb #88fcc980
 def _row(what, variant, times, size, flops, rate, **more):
     "One line of the table from the seconds of all rounds."
     mine, other = times[variant.name], times[variant.peer]
@@ -206,7 +206,8 @@ def _row(what, variant, times, size, flops, rate, **more):
     return dict(
         what=what, variant=variant.name, **size, seconds=seconds, low=min(mine), high=max(mine),
         images_per_s=size['images']/seconds, peer=variant.peer, ratio=statistics.median(ratios),
-        ratio_low=min(ratios), ratio_high=max(ratios), flops=flops, bound=flops/rate/seconds, **more)
+        ratio_low=min(ratios), ratio_high=max(ratios), flops=flops,
+        bound=flops/rate/seconds, **more)
 
 def _turn(variants, number):
     "The variants of a round: each time another one begins."
@@ -239,7 +240,7 @@ def _training_cost(variant, clip, data, images):
     method.remove()
     return cost
 
-# %% ../../nbs/35_efficiency.ipynb #214aa2ee
+# %% ../../nbs/35_efficiency.ipynb #41611370
 def training_speed(
     clip:nn.Module,   # a model of `load_clip`
     images:int,       # B
@@ -260,8 +261,11 @@ def training_speed(
             peaks.setdefault(v.name, peak)
     rate = matmul_rate(next(clip.parameters()).device, amp)
     size = dict(images=images, classes=classes)
-    return [_row('training step', v, times, size, rate=rate, peak_bytes=peaks[v.name], **costs[v.name])
-            for v in variants]
+    rows = []
+    for v in variants:
+        facts = dict(costs[v.name], peak_bytes=peaks[v.name])
+        rows.append(_row('training step', v, times, size, rate=rate, **facts))
+    return rows
 
 # %% ../../nbs/35_efficiency.ipynb #b02e02e3
 def _seconds(work, device, steps):
@@ -275,7 +279,7 @@ def _seconds(work, device, steps):
         found.append(time.perf_counter()-start)
     return statistics.median(found)
 
-# %% ../../nbs/35_efficiency.ipynb #191c3154
+# %% ../../nbs/35_efficiency.ipynb #476dc985
 def inference_speed(
     clips:dict,      # variant's name → model of `load_clip`, one each
     images:int,      # B
@@ -290,12 +294,13 @@ def inference_speed(
     methods = {v.name: v.build(clips[v.name]).eval() for v in variants}
     first = next(iter(methods.values()))
     side, device = first.model.image_size, first.device
-    x = normalize(torch.rand(images, 3, side, side, device=device), first.model.mean, first.model.std)
+    x = torch.rand(images, 3, side, side, device=device)
+    x = normalize(x, first.model.mean, first.model.std)
     times, flops = {v.name: [] for v in variants}, {}
     with torch.inference_mode(), mixed_precision(amp, device):
         for name,method in methods.items():
             method.set_classes(data.classnames, data.template)
-            method.logits(x)                                             # text features, and a warm-up
+            method.logits(x)                                 # text features, and a warm-up
             flops[name] = count_flops(lambda: method.logits(x))
         for number in range(rounds):
             for v in _turn(variants, number):
@@ -306,12 +311,12 @@ def inference_speed(
         method.remove()
     return [_row('inference', v, times, size, flops[v.name], rate) for v in variants]
 
-# %% ../../nbs/35_efficiency.ipynb #78abff06
+# %% ../../nbs/35_efficiency.ipynb #962bc794
 def speed(
     model='glyph-clip',   # a CLIP; random weights will do
     pretrained=None,      # its weights, see `load_clip`
     device=None,          # 'cpu', 'cuda'; chosen if None
-    training=None,        # (images, classes) of steps; (16, 50), (128, 472) if None, on a GPU (16, 50), (128, 500), (128, 1000)
+    training=None,        # (images, classes) of steps; small and large ones if None
     inference=(100, 512), # images of a batch
     rounds=5,             # of all variants
     steps=8               # timed ones, a round
@@ -320,7 +325,9 @@ def speed(
     clips = {v.name: load_clip(model, pretrained, device) for v in TESTED}
     device = next(clips['DRA'].parameters()).device
     if training is None:
-        training = ((16, 50), (128, 500), (128, 1000)) if device.type == 'cuda' else ((16, 50), (128, 472))
+        training = (16, 50), (128, 472)
+        if device.type == 'cuda':
+            training = (16, 50), (128, 500), (128, 1000)
     rows = []
     for images in inference:
         rows += inference_speed(clips, images, steps=steps, rounds=rounds)
@@ -329,7 +336,7 @@ def speed(
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
     return dict(settings=settings, rows=rows, versions=versions(), device=device_name(device))
 
-# %% ../../nbs/35_efficiency.ipynb #40ceaeec
+# %% ../../nbs/35_efficiency.ipynb #83289a89
 def _mib(count):
     return '' if count is None else f'{count/2**20:.0f}'
 
@@ -342,7 +349,9 @@ def speed_table(
     for r in rows:
         span = f"{r['ratio']:.2f} ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})"
         lines.append({
-            'what': r['what'], 'images, classes': f"{r['images']}, {r['classes']}", 'variant': r['variant'],
+            'what': r['what'],
+            'images, classes': f"{r['images']}, {r['classes']}",
+            'variant': r['variant'],
             'images/s': f"{r['images_per_s']:.0f}",
             'ratio to peer (range)': '1' if r['variant'] == r['peer'] else span,
             'GFLOP': f"{r['flops']/1e9:.1f}", 'share of bound': f"{r['bound']:.2f}",

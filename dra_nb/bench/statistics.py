@@ -41,7 +41,7 @@ def confidence_interval(
     t = float(stats.t.ppf((1+level)/2, len(values)-1))
     return mean, t*std/math.sqrt(len(values))
 
-# %% ../../nbs/63_statistics.ipynb #1ae4cb10
+# %% ../../nbs/63_statistics.ipynb #cf314f2d
 def _by_seed(records, metrics):
     "Data set → seed → metrics; of several records of one run the last counts."
     found = defaultdict(dict)
@@ -56,7 +56,9 @@ def average_over_sets(
 )->list:                     # for every seed that all sets have: one mean a metric
     "Per seed the mean over the sets."
     found = _by_seed(records, metrics)
-    shared = [s for s in found[sets[0]] if all(s in found[d] for d in sets)]
+    shared = list(found[sets[0]])
+    for dataset in sets:
+        shared = [seed for seed in shared if seed in found[dataset]]
     means = []
     for seed in shared:
         columns = zip(*(found[d][seed] for d in sets))

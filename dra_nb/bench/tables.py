@@ -21,7 +21,7 @@ from .statistics import (average_over_sets, mean_paired_difference, mean_std,
 from ..data import REAL
 from ..methods import method_names
 
-# %% ../../nbs/64_tables.ipynb #62edd10c
+# %% ../../nbs/64_tables.ipynb #e4edc8a5
 FORMATS = dict(markdown='pipe', latex='latex_booktabs', text='simple', csv=None)
 
 def to_table(
@@ -35,7 +35,9 @@ def to_table(
     if not rows:
         return ''
     head = list(rows[0])
-    cells = [[str(row[k]) for k in head] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([str(row[k]) for k in head])
     if format == 'csv':
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerows([head, *cells])
@@ -52,22 +54,25 @@ def number(
     text = f'{mean:.{digits}f}'
     return text if spread is None else f'{text} ± {spread:.{digits}f}'
 
-# %% ../../nbs/64_tables.ipynb #b2cdc5db
+# %% ../../nbs/64_tables.ipynb #bdceca61
 def in_order(
     records:list
 )->list:
     "Records sorted by data set, method and seed in the order of the book."
     sets = [*glyphs.SETS, *glyphs.SHIFTS, *REAL]
-    methods = method_names()
-    sets += [d for d in dict.fromkeys(r.dataset for r in records) if d not in sets]
-    methods += [m for m in dict.fromkeys(r.method for r in records) if m not in methods]
+    methods = list(method_names())
+    for r in records:
+        if r.dataset not in sets:
+            sets.append(r.dataset)
+        if r.method not in methods:
+            methods.append(r.method)
     return sorted(records, key=lambda r: (sets.index(r.dataset), methods.index(r.method), r.seed))
 
-# %% ../../nbs/64_tables.ipynb #19162e59
+# %% ../../nbs/64_tables.ipynb #d73d89be
 def summarize(
     records:list,    # of 'base-to-new', in the order wanted
     averages='last'  # or 'first', as in the paper
-)->list:             # rows (dicts): dataset, method, seeds, base, base_std, new, new_std, hm, hm_std
+)->list:             # rows (dicts): dataset, method, and what `summary_row` gives
     "Mean and spread over seeds, and averages over data sets."
     if averages not in ('last', 'first'):
         raise ValueError(f'averages: got {averages!r}, allowed are last, first')
@@ -82,11 +87,14 @@ def summarize(
             if (d, m) in of:
                 row = summary_row(average_over_sets(of[d,m], [d]))
                 rows.append(dict(dataset=d, method=m, **row))
-    shared = [d for d in sets if all((d, m) in of for m in methods)]
+    shared = sets
+    for m in methods:
+        shared = [d for d in shared if (d, m) in of]
     for m in methods if len(shared) > 1 else ():
         per_seed = average_over_sets([r for r in records if r.method == m], shared)
         if per_seed:
-            means.append(dict(dataset=f'average of {len(shared)}', method=m, **summary_row(per_seed)))
+            name = f'average of {len(shared)}'
+            means.append(dict(dataset=name, method=m, **summary_row(per_seed)))
     return means+rows if averages == 'first' else rows+means
 
 def results_table(
@@ -96,9 +104,9 @@ def results_table(
     digits=2            # after the point
 )->str:
     "Base, New and HM with their spread over seeds."
-    rows = []
+    rows, names = [], dict(base='base', new='new', hm='HM')
     for r in summarize(records, averages):
-        cells = {name: number(r[k], r[f'{k}_std'], digits) for k,name in (('base', 'base'), ('new', 'new'), ('hm', 'HM'))}
+        cells = {name: number(r[k], r[f'{k}_std'], digits) for k,name in names.items()}
         rows.append({'data set': r['dataset'], 'method': r['method'], **cells, 'seeds': r['seeds']})
     return to_table(rows, format, left=2)
 
@@ -126,7 +134,7 @@ def difference_table(
         rows.append(row)
     return to_table(rows, format)
 
-# %% ../../nbs/64_tables.ipynb #396aaf22
+# %% ../../nbs/64_tables.ipynb #8966c466
 def target_kind(
     source:str,  # a data set
     target:str   # another
@@ -157,7 +165,8 @@ def cross_rows(
         row = dict(dataset=name)
         for m in methods:
             own = [r for r in targets if r.method == m]
-            row[m] = mean_std([v[0] for v in average_over_sets(own, sets, ('accuracy',))])
+            means = average_over_sets(own, sets, ('accuracy',))
+            row[m] = mean_std([values[0] for values in means])
         rows.append(row)
     return rows
 
@@ -174,14 +183,14 @@ def cross_table(
         rows.append({'set': row['dataset'], **cells})
     return to_table(rows, format)
 
-# %% ../../nbs/64_tables.ipynb #93b198d1
+# %% ../../nbs/64_tables.ipynb #410f4767
 def show_gains(
     records:list,  # of `by_target`, with zero-shot among them
     ax             # matplotlib axis
 ):                 # the axis
     "Points over zero-shot on every set, a dot a seed."
     sets = list(dict.fromkeys(r.dataset for r in records))
-    methods = [m for m in dict.fromkeys(r.method for r in records) if m != 'zero-shot']
+    methods = dict.fromkeys(r.method for r in records if r.method != 'zero-shot')
     for i,m in enumerate(methods):
         gains = paired_differences(records, m, 'zero-shot', 'accuracy')
         for j,d in enumerate(sets):
