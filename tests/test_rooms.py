@@ -21,7 +21,8 @@ ROOMS = [
     'recipes',
     'methods.base methods.zero_shot methods.adapter methods.dra methods.coop '
     'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
-    'methods.lfa methods.metaprompt methods.proda',
+    'methods.lfa methods.metaprompt methods.proda '
+    'methods.promptsrc',
     'methods',
     'training',
     'evaluation',
