@@ -128,7 +128,7 @@ def _warn_of_names(model, classnames):
         _say(f'{model.clip_name} has no word for {len(unknown)} of {len(classnames)} names '
              f'({shown}); such names may get equal probabilities')
 
-# %% ../nbs/14_cli.ipynb #09cf9ef6
+# %% ../nbs/14_cli.ipynb #afbfd2b8
 def _settings(args, dataset):
     "(class, preset, settings, recipe) of a fit: names only, no model."
     from dra_nb.methods import find_method
@@ -145,7 +145,9 @@ def _settings(args, dataset):
     if changes and config is None:
         raise ValueError(f'set: got {args.set[0]}, allowed are none: {args.method} has no settings')
     config = set_fields(config, changes) if changes else config
-    train = set_fields(train, read_changes(args.train))
+    short = {'epochs': args.epochs, 'lr': args.lr}
+    given = {name: word for name,word in short.items() if word is not None}
+    train = set_fields(train, {**read_changes(args.train), **given})
     if not train.epochs:
         raise ValueError('epochs: got 0, allowed are whole numbers from 1')
     return cls, preset, config, train
@@ -229,7 +231,7 @@ class _Lines:
     def after_fit(self, trainer):
         pass
 
-# %% ../nbs/14_cli.ipynb #b8036db2
+# %% ../nbs/14_cli.ipynb #68d789b7
 def _clip_facts(args):
     "What names a CLIP."
     from dra_nb.weights import weights_digest
@@ -303,6 +305,8 @@ def _fit_arguments(parser):
                         'is answered with the list)')
     parser.add_argument('--preset', help="of the method's settings (default: the one for the CLIP)")
     _settings_arguments(parser)
+    parser.add_argument('--epochs', help='short for --train epochs=…')
+    parser.add_argument('--lr', help='short for --train lr=…')
     _subset_argument(parser, 'classes to train on')
     _shots_argument(parser)
     parser.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
@@ -656,7 +660,7 @@ COMMANDS['speed'] = Command('times and memory of training steps and of inference
                             'dra-nb speed --model ViT-B-16 --device cuda',
                             _speed_arguments, _speed)
 
-# %% ../nbs/14_cli.ipynb #6d8bf1b1
+# %% ../nbs/14_cli.ipynb #0aa3b5cf
 def _demo(args):
     "Fine-tune on one data set, compare, and show what DRA keeps."
     from dra_nb.bench.runs import run_missing
@@ -676,8 +680,8 @@ def _demo(args):
     table = results_table(in_order(records), digits=1)
     shots, epochs = runs[-1].shots, runs[-1].train['epochs']
     print(f'\n{table}\n\n{shots} shots a class, {epochs} epochs; the paper takes 16 and 5: '
-          f'dra-nb bench --datasets {args.dataset}\nresults in {out/"results"}, weights in {out/"weights"}, token ranks in '
-          f'{figure}; {time.perf_counter()-start:.0f} s')
+          f'dra-nb bench --datasets {args.dataset}\nresults in {out/"results"}, weights in '
+          f'{out/"weights"}, token ranks in {figure}; {time.perf_counter()-start:.0f} s')
 
 def _rank_figure(args, weights, out, n=6):
     "Which patches of a few test images a trained DRA lets keep all channels; the figure's path."

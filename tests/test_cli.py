@@ -313,7 +313,7 @@ def test_bench_refuses_before_any_work(tmp_path, tiny, own, call, monkeypatch):
     for k, name in enumerate(('cat', 'dog', 'cow')):
         paint(three/name, k, 4)
     for words, why in (
-            ((*bench_words(three, tiny, tmp_path/'r'),), 'has 3 classes, base-to-new needs at least 4'),
+            ((*bench_words(three, tiny, tmp_path/'r'),), '3 class(es), base-to-new needs at least 4'),
             ((*bench_words(own, tiny, tmp_path/'r'), '--set', 'ratios=1,0.5'), 'adapter: ratios: unknown setting'),
             ((*bench_words(own, tiny, tmp_path/'r'), '--train', 'epochs=many'), "epochs: got 'many'"),
             ((*bench_words(own, tiny, tmp_path/'r'), '--protocol', 'choose'), "protocol: got 'choose'"),
@@ -398,6 +398,8 @@ MISTAKES = {
     'unknown setting': ('fit vehicles --set rang=8 --out {tmp}/w', 'did you mean rank'),
     'setting that is no pair': ('fit vehicles --set rank --out {tmp}/w', "set: got 'rank'"),
     'bad setting': ('fit vehicles --set rank=0 --out {tmp}/w', 'rank: got 0'),
+    'learning rate, in short': ('fit vehicles --lr inf --out {tmp}/w', 'lr: got inf'),
+    'epochs, in short': ('fit vehicles --epochs ' + 23*'9' + ' --out {tmp}/w', 'epochs: got 999'),
     'bad learning rate': ('fit vehicles --train lr=-1 --out {tmp}/w', 'lr: got -1'),
     'infinite learning rate': ('fit vehicles --train lr=inf --out {tmp}/w', 'lr: got inf'),
     'huge learning rate': ('fit vehicles --train lr=1e39 --out {tmp}/w', 'lr: got 1e+39'),
