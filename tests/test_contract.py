@@ -36,6 +36,7 @@ TRAINED = {
     'metaprompt-intended': (.05, ()),
     'proda': (.05, ()),
     'promptsrc': (.05, ()),
+    'clip-lora': (.5, ()),
 }
 ALL = ['zero-shot', *TRAINED]
 
@@ -43,7 +44,8 @@ ALL = ['zero-shot', *TRAINED]
 PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048,
              'maple': 3_555_072, 'mma': 674_560, 'kgcoop': 2_048, 'cocoop': 35_360,
              'tcp': 331_904,
-             'lfa': 262_144, 'metaprompt': 30_720, 'proda': 262_144, 'promptsrc': 46_080}
+             'lfa': 262_144, 'metaprompt': 30_720, 'proda': 262_144, 'promptsrc': 46_080,
+             'clip-lora': 184_320}
 
 
 @pytest.fixture(scope='module')

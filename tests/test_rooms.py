@@ -22,7 +22,7 @@ ROOMS = [
     'methods.base methods.zero_shot methods.adapter methods.dra methods.coop '
     'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
     'methods.lfa methods.metaprompt methods.proda '
-    'methods.promptsrc',
+    'methods.promptsrc methods.clip_lora',
     'methods',
     'training',
     'evaluation',
