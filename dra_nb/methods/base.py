@@ -274,6 +274,9 @@ class Method(nn.Module):
         "Name → tensor, of all that was learned."
         return {**self.trained(), **{n: getattr(self, n) for n in self.buffers_saved}}
 
+    def make_room(self, tensors):
+        "Take the sizes that what was learned has in a file, where only the shots decide them."
+
     def save(self, folder, facts=None):
         "Write what was learned, with settings and facts."
         return save_method(self, folder, facts)
@@ -393,6 +396,7 @@ def load_method(
     config = config_from(cls.Config, facts.get('config'), path) if cls.Config else None
     method = cls(model, config)
     try:
+        method.make_room(tensors)
         copy_tensors(method.state(), tensors, path)
     except ValueError:
         method.remove()

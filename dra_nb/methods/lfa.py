@@ -50,13 +50,13 @@ def reranking_loss(
     cosine = (classes[labels][:, None]*classes[index]).sum(-1)
     return (right-near+(1-cosine)/scale).relu().mean()
 
-# %% ../../nbs/29_lfa.ipynb #1a2a013d
+# %% ../../nbs/29_lfa.ipynb #748ab422
 @torch.no_grad()
 def shot_features(
     trainer,     # a `Trainer`
     views:int,   # random crops of every shot
     rows:int=100 # images encoded at a time
-):               # (views,n,D), unit length
+):               # (views,n,D), not normalised
     "CLIP's features of several crops of all shots."
     model = trainer.method.model
     found = []
@@ -66,7 +66,7 @@ def shot_features(
             images = trainer.images.batch(view, some).to(trainer.device)
             with trainer.precision():
                 x = Method.image_features(trainer.method, normalize(images, model.mean, model.std))
-            found.append(F.normalize(x.float(), dim=-1))
+            found.append(x.float())
     return torch.cat(found).unflatten(0, (views, -1))
 
 # %% ../../nbs/29_lfa.ipynb #eb9c2f57
@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #c625968e
+# %% ../../nbs/29_lfa.ipynb #24383b25
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -175,6 +175,7 @@ class LFA(Method):
     def fit(self, trainer):
         "One step an epoch, on features that are computed once. Seconds: it is not resumed."
         features = shot_features(trainer, self.config.views).to(self.dtype)
+        features = F.normalize(features, dim=-1)
         with torch.no_grad():
             classes = F.normalize(self.text_features(), dim=-1)
         self.start_from(features, classes, trainer.labels)
