@@ -136,7 +136,10 @@ if __name__ == '__main__':
     list_of_runs = make_runs(['adapter'], seeds=range(1, 9), train=dict(epochs=epochs), **settings)
     print(len(list_of_runs), flush=True)
     made = []
-    run_missing(list_of_runs, folder, workers, show=lambda record, n, of: made.append(record.key))
+    try:
+        run_missing(list_of_runs, folder, workers, show=lambda record, n, of: made.append(record.key))
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(json.dumps(made), flush=True)
 '''
 
@@ -185,14 +188,16 @@ def test_two_programs_on_one_folder(world, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-@pytest.mark.parametrize('number, workers', [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGINT, 1)])
+@pytest.mark.parametrize('number, workers',
+                         [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_ends_cleanly(world, tmp_path, number, workers):
     folder = tmp_path/'results'
     p = program(tmp_path, world, folder, workers, epochs=40)
     wait_for(lambda: list(folder.glob('*.json')) or p.poll() is not None)
     p.send_signal(number)
-    p.communicate(timeout=60)
-    assert p.returncode in {signal.SIGTERM: (143,), signal.SIGKILL: (-9,), signal.SIGINT: (130, -2)}[number]
+    _, err = p.communicate(timeout=60)
+    expected = {signal.SIGTERM: (143,), signal.SIGKILL: (-9,), signal.SIGINT: (130,)}
+    assert p.returncode in expected[number], err
     wait_for(lambda: not in_session(p.pid), 30)                 # no worker is left behind
     done = read_results(folder, pytest.fail)                    # what is finished is kept, and whole
     assert 0 < len(done) < 8
@@ -214,9 +219,13 @@ def test_a_cluster_loses_nothing(world, tmp_path, monkeypatch):
     monkeypatch.setenv('RAY_raylet_start_wait_time_s', '180')
     runs = make_runs(['zero-shot', 'adapter'], seeds=range(1, 9), train=dict(epochs=20), **world)
     serial = run_missing(runs, tmp_path/'serial')
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
+    cluster = Cluster()
     try:
-        second = cluster.add_node(num_cpus=1)
+        try:
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+            second = cluster.add_node(num_cpus=1)
+        except Exception as e:       # Ray gives a node's helpers 15 seconds to start
+            pytest.skip(f'no cluster on this machine: {e}')
         folder, lost = tmp_path/'cluster', []
 
         def kill():
