@@ -37,15 +37,20 @@ TRAINED = {
     'proda': (.05, ()),
     'promptsrc': (.05, ()),
     'clip-lora': (.5, ()),
+    'clip-adapter': (.5, ()),
+    'tip-adapter-f': (.05, ()),
 }
-ALL = ['zero-shot', *TRAINED]
+SHOTS_ONLY = ('tip-adapter',)             # they keep the shots, and train nothing
+BY_SHOTS = ('tip-adapter-f',)             # the shots decide how much is trained: nothing before
+LEARNING = [*TRAINED, *SHOTS_ONLY]
+ALL = ['zero-shot', *LEARNING]
 
 # trained numbers on ViT-B/16, as the papers or their code have them
 PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800, 'coop': 2_048,
              'maple': 3_555_072, 'mma': 674_560, 'kgcoop': 2_048, 'cocoop': 35_360,
              'tcp': 331_904,
              'lfa': 262_144, 'metaprompt': 30_720, 'proda': 262_144, 'promptsrc': 46_080,
-             'clip-lora': 184_320}
+             'clip-lora': 184_320, 'clip-adapter': 131_072}
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +71,7 @@ def built(name, seed=1, kind=open_clip.CLIP):
 
 
 def short_training(method, shots, name, seed=1, **kwargs):
-    lr, _ = TRAINED[name]
+    lr, _ = TRAINED.get(name, (.05, ()))
     return fit(method, shots, TrainConfig(epochs=3, batch_size=4, lr=lr), seed, bar=False, **kwargs)
 
 
@@ -101,6 +106,19 @@ def test_training(name, shots, images):
     assert not method.training
 
 
+@pytest.mark.parametrize('name', SHOTS_ONLY)
+def test_shots_without_training(name, shots, images):
+    "The shots change the logits of their classes and of no others; the CLIP stays to the bit."
+    method = built(name)
+    frozen = {n: p.detach().clone() for n,p in method.model.named_parameters()}
+    seen, unseen = logits(method, images), logits(method, images, OTHERS, seen=False)
+    short_training(method, shots, name)
+    assert not method.trained() and not method.training
+    assert not torch.equal(logits(method, images), seen)
+    assert torch.equal(logits(method, images, OTHERS, seen=False), unseen)
+    assert all(torch.equal(p, frozen[n]) for n,p in method.model.named_parameters())
+
+
 @pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize('name', ALL)
 def test_removal_is_exact(name, kind, images):
@@ -119,7 +137,7 @@ def test_removal_is_exact(name, kind, images):
     build_method(name, model)                                  # and once more
 
 
-@pytest.mark.parametrize('name', TRAINED)
+@pytest.mark.parametrize('name', LEARNING)
 def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
     "Equal logits to the bit; settings and facts come back; one file is all that counts."
     method = built(name)
@@ -133,9 +151,11 @@ def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
     assert loaded.config == method.config
 
 
-@pytest.mark.parametrize('name', TRAINED)
-def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, images):
+@pytest.mark.parametrize('name', LEARNING)
+def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, shots):
     method = built(name)
+    if name in (*BY_SHOTS, *SHOTS_ONLY):
+        short_training(method, shots, name)
     method.save(tmp_path)
     torch.manual_seed(0)
     image = dict(image_size=32, patch_size=16, width=64, layers=12, head_width=16)
@@ -159,7 +179,7 @@ def test_logits_do_not_depend_on_the_batch(name, images):
     assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', TRAINED)
+@pytest.mark.parametrize('name', LEARNING)
 def test_new_class_names_after_training(name, shots, images):
     method = built(name)
     short_training(method, shots, name)
@@ -214,7 +234,7 @@ def test_published_number_of_parameters(name, count):
 def test_another_backbone(name):
     "Widths come from the model: ViT-L/14, without memory."
     method = build_method(name, meta_clip('ViT-L-14-quickgelu'))
-    assert sum(p.numel() for p in method.trained().values()) > 0
+    assert (sum(p.numel() for p in method.trained().values()) > 0) == (name not in BY_SHOTS)
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -231,8 +251,10 @@ def test_recipes_are_functions_of_names(name):
 
 
 @pytest.mark.parametrize('name', TRAINED)
-def test_copies_are_independent(name, images):
+def test_copies_are_independent(name, shots, images):
     method = built(name)
+    if name in BY_SHOTS:
+        short_training(method, shots, name)
     twin = copy.deepcopy(method)
     before = logits(method, images)
     assert torch.equal(logits(twin, images), before)

@@ -22,7 +22,8 @@ ROOMS = [
     'methods.base methods.zero_shot methods.adapter methods.dra methods.coop '
     'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
     'methods.lfa methods.metaprompt methods.proda '
-    'methods.promptsrc methods.clip_lora',
+    'methods.promptsrc methods.clip_lora methods.clip_adapter '
+    'methods.tip_adapter',
     'methods',
     'training',
     'evaluation',
