@@ -24,6 +24,9 @@ from torch.nn import functional as F
 from dra_nb.attach import attached
 from dra_nb.clip import image_features, text_features, tokenize
 from dra_nb.methods import METHODS
+from dra_nb.methods.lfa import start_matrix
+from dra_nb.methods.proda import difference_variance
+from dra_nb.methods.promptsrc import epoch_weights
 from dra_nb.recipes import TrainConfig, make_optimizer
 
 # ---- the tiny CLIP ------------------------------------------------------------------------------
@@ -126,7 +129,8 @@ class OfficialFile:
         self.path = str(path)
         self.method = self.meta['method']
         self.classnames = self.meta['classnames']
-        self.labels = torch.as_tensor(np.asarray(self.meta['labels']), dtype=torch.int64)
+        labels = self.arrays.pop('labels', self.meta.get('labels'))
+        self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
         self.images = tiny_images(self.meta['n_images'], self.meta['image_seed'])
         self.tolerance = self.read_tolerance(self.meta['tolerance'])
 
@@ -258,6 +262,7 @@ def case_of(file):
 class Steps:
     "What a method's `step` wants of a trainer."
     seed = 1
+    per_epoch = 10**9       # no epoch ends here
 
     def __init__(self, method, train):
         self.step = 0
@@ -493,6 +498,9 @@ class Case:
             before = {n: p.detach().clone() for n,p in self.mine(method).items()}
             history = self.steps(method)
             compare.array('float64', 'f64/loss_history', history, wanted['loss_history'], 1e-9)
+            with torch.no_grad():
+                compare.array('float64', 'f64/step3_logits', method.logits(self.images),
+                              wanted['step3_logits'], 1e-9)
             change = {n: p-before[n] for n,p in self.mine(method).items()}
             self.check_rows(compare, 'step3_delta_norm_sum', change, wanted)
 
@@ -633,24 +641,381 @@ class TCPCase(Case):
         return official.replace('ctx', 'context').replace('meta_net.linear1', 'net.0') \
             .replace('meta_net.linear2', 'net.2')
 
+    def check_tokens(self, compare, method):
+        "The guide's sentences as well."
+        super().check_tokens(compare, method)
+        tokens = method.guide_prompts.tokens
+        compare.array('tokens', 'guide_tokens', tokens,
+                      self.arrays['guide_tokens'][:, :tokens.shape[-1]], 1e-9)
+
     def more_values(self, method):
         return dict(guide_features=method.guide_features(), class_prompts=method.class_prompts())
+
+
+@case('metaprompt')
+class MetaPromptCase(Case):
+    own = 'metaprompt'
+    terms = dict(mix=('ce', 1.), image_branch=('ce_image', 1.), text_branch=('ce_text', 1.))
+    ways = dict(released='kept', unshared='undone'), dict(torch1='drift', torch2='rest')
+
+    def __init__(self, file, setting='', double=False):
+        super().__init__(file, setting, double)
+        self.template = self.meta['zero_shot_template']      # the method's own, not plain CLIP's
+        self.meta = {k: v for k,v in self.meta.items() if k != 'zero_shot_template'}
+        self.changes = {}
+
+    @classmethod
+    def settings(cls, file):
+        return ['']
+
+    def config(self):
+        options = self.meta['settings']
+        changes = dict(dict(meta_step=options['meta_step']), **self.changes)
+        return METHODS[self.own].Config(length=options['n_ctx'], **changes)
+
+    def set_classes(self, method):
+        method.set_classes(self.file.classnames, self.template)
+
+    def own_name(self, official):
+        return {'prompt_learner.ctx': 'text', 'vision_prompt_learner.ctx': 'image'}[official]
+
+    def more_values(self, method):
+        frozen = method.frozen_image(self.images)
+        by_image, by_text = method.branches(self.images, frozen)
+        return dict(image_features_zs_raw=frozen, image_features_zs=F.normalize(frozen, dim=-1),
+                    text_features_zs=F.normalize(method.frozen_text, dim=-1),
+                    logits_image_branch=by_image, logits_text_branch=by_text)
+
+    def check_change(self, compare, key, p, name):
+        "A parameter's change since the start."
+        start = self.arrays[f'param/{name}']
+        compare.array('change by the steps', key, numbers(p)-numbers(start),
+                      numbers(self.file.arrays[key])-numbers(start),
+                      self.file.tolerance['change'])
+
+    def check_more(self, compare, method):
+        "Three steps without episodes; two with them, in all four ways."
+        self.changes = dict(meta_step=0.)
+        method = self.build()
+        history = self.steps(method)
+        compare.array('losses of the steps', 'plain3/loss_history', history,
+                      self.file.arrays['plain3/loss_history'], self.file.tolerance['history'])
+        for name,p in self.mine(method).items():
+            self.check_change(compare, f'plain3/step3/{name}', p, name)
+        restores, rests = self.ways
+        for release,second in restores.items():
+            for version,resting in rests.items():
+                self.changes = dict(second_trial=second, resting_tokens=resting)
+                self.check_episodes(compare, f'episode/{release}_{version}/')
+        self.changes = {}
+
+    def check_episodes(self, compare, prefix):
+        "The file's halves of the classes, in two iterations."
+        method = self.build()
+        trainer = Steps(method, self.recipe()[0])
+        first = int(self.file.arrays['episode/first_half_size'])
+        for i in (1, 2):
+            frozen = method.frozen_image(self.images)
+            trainer.update(sum(method.terms(self.images, frozen, self.labels).values()))
+            order = torch.from_numpy(self.file.arrays[f'episode/class_split_{i}'])
+            method.episode(trainer, frozen, self.labels, (order[:first], order[first:]))
+            for own,official in (('text', 'prompt_learner.ctx'),
+                                 ('vision', 'vision_prompt_learner.ctx')):
+                self.check_change(compare, f'{prefix}{own}_after_iter{i}',
+                                  self.mine(method)[official], official)
+
+
+@case('promptsrc')
+class PromptSRCCase(Case):
+    own = 'promptsrc'
+
+    @property
+    def terms(self):
+        m = self.meta
+        return dict(ce=('ce', 1.), scl_text=('text', m['text_weight']),
+                    scl_image=('image', m['image_weight']),
+                    scl_logits=('logits', m['logits_weight']))
+
+    def config(self):
+        m = self.meta
+        assert m['depth_text'] == m['depth_vision'], 'one depth for both towers'
+        names = ('text_weight', 'image_weight', 'logits_weight')
+        weights = {name: float(m[name]) for name in names}
+        return METHODS[self.own].Config(words=m['context_words'], depth=m['depth_text'],
+                                        image_length=m['n_ctx_vision'],
+                                        sentences=len(m['teacher_template_indices']),
+                                        mean=float(m['gpa']['mean']), std=float(m['gpa']['std']),
+                                        **weights)
+
+    def own_name(self, official):
+        if official == 'prompt_learner.ctx':
+            return 'text.0'
+        tower, *rest = official.split('.')
+        block = 0 if rest == ['VPT'] else rest[2]
+        return f'{tower.removesuffix("_encoder")}.{block}'
+
+    def more_values(self, method):
+        frozen = method.frozen_image(self.images)
+        return dict(teacher_text_features=method.teacher, teacher_image_features=frozen,
+                    teacher_logits=method.classify(frozen, method.teacher))
+
+    def check_more(self, compare, method):
+        "Weights of the mean over epochs."
+        gpa = self.meta['gpa']
+        compare.array('weights of epochs', 'gpa_weights',
+                      epoch_weights(gpa['epochs'], gpa['mean'], gpa['std']),
+                      self.arrays['gpa_weights'], self.file.tolerance['value'])
+
+
+@case('cliplora')
+class CLIPLoRACase(Case):
+    own = 'clip-lora'
+
+    @classmethod
+    def settings(cls, file):
+        return ['']
+
+    def config(self):
+        o = self.options
+        return METHODS[self.own].Config(rank=o['r'], alpha=float(o['alpha']), dropout=0.)
+
+    def build(self):
+        "With the constant 100 in place of CLIP's temperature."
+        method = super().build()
+        with torch.no_grad():
+            method.model.logit_scale.fill_(math.log(self.options['logit_scale']))
+        return method
+
+    @staticmethod
+    def place(official):
+        "(our name, which of q, k and v)"
+        words = official.split('.')
+        tower = 'image' if words[0] == 'visual' else 'text'
+        block = int(words[words.index('resblocks')+1])+1
+        return f'{tower}.{block}.{words[-1][-1]}', 'qkv'.index(words[-2][0])
+
+    def mine(self, method):
+        "Official name → its third of our parameter."
+        own, found = method.trained(), {}
+        for name in self.official_names():
+            ours, third = self.place(name)
+            found[name] = own[ours][third]
+        assert sum(p.numel() for p in found.values()) == sum(p.numel() for p in own.values())
+        return found
+
+    def gradients(self, method, loss):
+        own = method.trained()
+        found = dict(zip(own, torch.autograd.grad(loss, list(own.values()))))
+        places = {name: self.place(name) for name in self.official_names()}
+        return {name: found[ours][third] for name,(ours,third) in places.items()}
+
+    def steps(self, method):
+        "The method sets its own rate at every step."
+        train, n = self.recipe()
+        trainer = Steps(method, train)
+        trainer.config, trainer.steps = train, self.options['total_iters']
+        history = []
+        for _ in range(n):
+            terms = method.step(trainer, self.images, self.labels)
+            history.append(float(sum(terms.values()).detach()))
+            trainer.step += 1
+        return history
+
+    def check_more(self, compare, method):
+        "In evaluation the updates are added to the weights."
+        with torch.no_grad():
+            compare.array('logits after the steps', 'step3_logits_merged',
+                          method.eval().logits(self.images), self.arrays['step3_logits_merged'],
+                          self.file.tolerance['after'])
+
+
+@case('proda')
+class ProDACase(Case):
+    own = 'proda'
+    ways = {'diag_K+1': {}, 'full_K': dict(covariance='full', divisor_more=0),
+            'full_K+1': dict(covariance='full'), 'batch4_diag_5': {}}
+
+    @classmethod
+    def settings(cls, file):
+        return ['']
+
+    def config(self, **changes):
+        o = self.options
+        changes = dict(diversity=o['alpha'], **changes)
+        return METHODS[self.own].Config(sentences=o['K'], length=o['n_ctx'],
+                                        per_step=len(self.meta['prompt_batch']), **changes)
+
+    def own_name(self, official):
+        return {'ctx': 'context'}[official]
+
+    def check(self, compare):
+        self.check_clip(compare)
+        method = self.build()
+        self.check_features(compare, method)
+        for way,changes in self.ways.items():
+            method.config = self.config(**changes)
+            self.check_way(compare, method, way)
+        method.config = self.config()
+        self.check_three_steps(compare, method)
+
+    def check_features(self, compare, method):
+        "Features of all sentences, their mean, variances, likeness, logits of a test."
+        value = self.file.tolerance['value']
+        w = method.sentence_features()
+        x = F.normalize(method.image_features(self.images), dim=-1)
+        found = dict(text_features=w.transpose(0, 1), image_features=x, mean_weights=w.mean(0),
+                     logits=method.logits(self.images), loss_div=method.likeness())
+        for short,form in dict(full='full', diag='diagonal').items():
+            found[f'sigma2_{short}'] = difference_variance(x, w, self.labels, form)
+        for key,got in found.items():
+            compare.array('features and variances', key, got, self.arrays[key], value)
+
+    def check_way(self, compare, method, way):
+        "One form of the bound: its logits, losses and gradient."
+        arrays, tolerance = self.file.arrays, self.file.tolerance
+        if way.startswith('batch'):
+            method.chosen = torch.tensor(self.meta['prompt_batch'])
+        terms = method.losses(self.images, self.labels)
+        logits = method.bound(self.images, self.labels)
+        method.chosen = None
+        total = sum(terms.values())
+        compare.array('logits', f'{way}/logits_upper', logits, arrays[f'{way}/logits_upper'],
+                      tolerance['value'])
+        found = dict(upper=terms['ce'], div=terms['diversity']/self.options['alpha'], total=total)
+        for name,got in found.items():
+            key = f'{way}/loss_{name}'
+            compare.array('losses', key, got, arrays[key], tolerance['loss'])
+        gradient = self.gradients(method, total)['ctx']
+        compare.array('gradients', f'{way}/grad/ctx', gradient, arrays[f'{way}/grad/ctx'],
+                      tolerance['gradient'])
+
+    def check_three_steps(self, compare, method):
+        "Steps on all sentences at once."
+        arrays, tolerance = self.file.arrays, self.file.tolerance
+        train, n = self.recipe()
+        trainer, history = Steps(method, train), []
+        for _ in range(n):
+            loss = sum(method.losses(self.images, self.labels).values())
+            history.append(loss.item())
+            trainer.update(loss)
+        prefix = 'steps_diag_K+1/'
+        compare.array('losses of the steps', prefix+'loss_history', history,
+                      arrays[prefix+'loss_history'], tolerance['history'])
+        before = numbers(arrays['param/ctx'])
+        compare.array('change by the steps', prefix+'step3/ctx', numbers(method.context)-before,
+                      numbers(arrays[prefix+'step3/ctx'])-before, tolerance['change'])
+
+
+@case('lfa')
+class LFACase(Case):
+    own = 'lfa'
+
+    def config(self, nearest=None):
+        o = self.options
+        return METHODS[self.own].Config(beta=o['beta_procrustes'], margin_scale=o['arerank_scale'],
+                                        nearest=nearest or o['knn'], noise=0., dropout=0.)
+
+    def check(self, compare):
+        self.check_clip(compare)
+        method = METHODS[self.own](tiny_clip(self.meta['clip_seed']), self.config(), 1).train()
+        given = {k: torch.from_numpy(v) for k,v in self.arrays.items()}
+        x, w, labels = given['visual_features'], given['class_prototypes'], given['labels']
+        if self.setting == 'clip':
+            self.check_features(compare, method, x, w)
+        self.check_start(compare, given, x, w, labels)
+        self.check_loss(compare, method, given, x, w, labels)
+        for key in [k for k in self.arrays if re.match(r'n\d+/loss_history', k)]:
+            self.check_run(compare, method, key.partition('/')[0], given, x, w, labels)
+
+    def check_features(self, compare, method, x, w):
+        "The file's features are the tiny CLIP's."
+        self.set_classes(method)
+        with torch.no_grad():
+            method.matrix.copy_(torch.eye(len(method.matrix)))
+            got = dict(visual_features=method.image_features(self.images),
+                       class_prototypes=F.normalize(method.text_features(), dim=-1))
+        for key,wanted in dict(visual_features=x, class_prototypes=w).items():
+            compare.array('features', key, got[key], wanted, self.file.tolerance['value'])
+
+    def check_start(self, compare, given, x, w, labels):
+        "The part of the closed form that the data determine; all of it at full rank."
+        tolerance = self.meta['tolerance']
+        first = start_matrix(x, w, labels, 0.)
+        compare.array('closed form', 'procrustes_unique_part', given['projector_left'] @ first,
+                      given['procrustes_unique_part'], tolerance['procrustes_unique_part_rel_l2'])
+        if len(given['singular_values']) == len(first) and self.setting == 'synth':
+            for beta in (0., .9):
+                key = f'procrustes_beta{beta}'
+                compare.array('closed form', key, start_matrix(x, w, labels, beta), given[key],
+                              tolerance['synth_procrustes_rel_l2'])
+
+    def check_loss(self, compare, method, given, x, w, labels):
+        "Loss, gradient and logits at the given matrix."
+        for nearest in (3, 1):
+            method.config = self.config(nearest)
+            with torch.no_grad():
+                method.matrix.copy_(given['W'])
+            loss = method.rerank(x, w, labels)
+            gradient, = torch.autograd.grad(loss, method.matrix)
+            key = f'loss_knn{nearest}'
+            compare.array('losses', key, loss, given[key], self.file.tolerance['loss'])
+            key = f'grad_knn{nearest}'
+            compare.array('gradients', key, gradient, given[key], self.file.tolerance['gradient'])
+        method.config = self.config()
+        compare.array('logits', 'logits_at_W', method.classify(x @ method.matrix, w),
+                      given['logits_at_W'], self.file.tolerance['value'])
+
+    def check_run(self, compare, method, run, given, x, w, labels):
+        "The first steps of a run: rates, losses, both matrices."
+        total = int(run[1:])
+        history = self.arrays[f'{run}/loss_history']
+        start, eye = given['W'], torch.eye(len(given['W']))
+        with torch.no_grad():
+            method.matrix.copy_(start)
+            method.average.copy_(eye)
+        train = TrainConfig(optimizer='adamw', lr=self.options['lr'],
+                            weight_decay=self.options['weight_decay'], eps=self.options['eps'])
+        trainer = Steps(method, train)
+        losses, rates = [], []
+        for t in range(len(history)):
+            rates.append(method.rate(train.lr, t, total))
+            trainer.optimizer.param_groups[0]['lr'] = rates[-1]
+            loss = method.rerank(x, w, labels)
+            losses.append(loss.item())
+            trainer.update(loss)
+            method.follow(t, total)
+        tolerance, given_tolerance = self.file.tolerance, self.meta['tolerance']
+        compare.array('losses of the steps', f'{run}/loss_history', losses, history,
+                      tolerance['history'])
+        compare.array('rates', f'{run}/lrs', rates, self.arrays[f'{run}/lrs'], 1e-6)
+        for own,key,first,allowed in (
+                (method.matrix, 'W_after', start, tolerance['change']),
+                (method.average, 'ema_after', eye, given_tolerance['ema_change_rel_l2'])):
+            key = f'{run}/{key}{len(history)}'
+            compare.array('change by the steps', key, own-first, given[key]-first, allowed)
 
 
 # ---- the command --------------------------------------------------------------------------------
 
 def check_file(path):
-    "All settings of a file: lines to print, and the keys that were compared. Raises `Deviation`."
+    "All settings of a file: lines to print, and keys that nothing was compared with."
     file = OfficialFile(path)
     cls = case_of(file)
-    lines, compared = [], set()
-    for setting in cls.settings(file):
-        label = f'{file.method} {setting}'.strip()
-        compare = Comparison(label)
+    settings = cls.settings(file)
+    lines, compared = [], set(cls.uncompared)
+    for setting in settings:
+        compare = Comparison(f'{file.method} {setting}'.strip())
         cls(file, setting).check(compare)
         lines += compare.lines()
         compared |= compare.compared
-    return lines, compared
+    left = []
+    for key in file.arrays:
+        bare = key
+        for setting in settings:
+            bare = bare.replace(f'{setting}/', '', 1) if setting else bare
+        if not compared & {key, bare} and not bare.startswith('param/'):
+            left.append(key)
+    return lines, left
 
 
 def main(paths):
@@ -661,11 +1026,13 @@ def main(paths):
     torch.set_num_threads(1)
     for path in paths:
         try:
-            lines, _ = check_file(path)
+            lines, left = check_file(path)
         except Deviation as deviation:
             print(deviation)
             return 1
         print(*lines, sep='\n')
+        if left:
+            print(f'{path}: not compared: {", ".join(left)}')
     return 0
 
 
