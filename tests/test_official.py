@@ -1,19 +1,24 @@
 "The methods against numbers of their authors' code; `official.py` tells how."
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from official import CASES, Deviation, check_file
+from dra_nb.clip import tokenize
+from official import CASES, Deviation, OfficialFile, check_file, main, tiny_clip
 
 FILES = sorted((Path(__file__).parent/'fixtures'/'official').glob('*.npz'))
+WHOLE = ('coop', 'coop_middle16', 'kgcoop', 'cocoop', 'maple', 'tcp', 'mma')  # nothing left out
 KNOWN = [f for f in FILES if f.stem.partition('_')[0] in CASES]
 
 
 @pytest.mark.parametrize('path', KNOWN, ids=lambda path: path.stem)
 def test_file(path):
-    lines, _ = check_file(path)
+    lines, left = check_file(path)
     assert lines
+    if path.stem in WHOLE:
+        assert left == []
 
 
 def changed(path, target, key, factor):
@@ -25,9 +30,45 @@ def changed(path, target, key, factor):
     return target
 
 
-@pytest.mark.parametrize('key', ['logits', 'text_features_raw', 'loss_ce', 'grad/prompt_learner.ctx',
-                                 'step3/prompt_learner.ctx', 'loss_history', 'step3_logits'])
+@pytest.mark.parametrize('key', ['logits', 'text_features_raw', 'loss_ce', 'loss_history',
+                                 'grad/prompt_learner.ctx', 'step3/prompt_learner.ctx'])
 def test_a_deviation_is_seen(key, tmp_path):
     path = changed(FILES[0].parent/'coop.npz', tmp_path/'other.npz', key, 1.001)
     with pytest.raises(Deviation, match=key):
         check_file(path)
+
+
+def test_the_command_says_so(tmp_path, capsys):
+    path = changed(FILES[0].parent/'coop.npz', tmp_path/'other.npz', 'logits', 1.001)
+    assert main([str(path)]) == 1
+    assert 'coop: logits deviates by' in capsys.readouterr().out
+    assert main([]) == 2
+
+
+def test_other_seeds_names_and_sizes(tmp_path):
+    "A file of the same form with three other classes, five other images and another CLIP."
+    with np.load(FILES[0].parent/'coop.npz') as stored:
+        arrays = dict(stored)
+    meta = json.loads(str(arrays['meta']))
+    names = ['snow leopard', 'zip', 'left_right arrow']
+    labels = [2, 0, 0, 1, 2]
+    meta.update(classnames=names, labels=labels, clip_seed=4, image_seed=9, n_images=5)
+    for key in ('step3/prompt_learner.ctx', 'loss_history', 'step3_logits'):
+        del arrays[key]
+    clip = tiny_clip(4)
+    arrays['tokens'] = tokenize(clip, names, 'a photo of a {}.').numpy()
+    arrays['labels'] = np.array(labels)
+    arrays['meta'] = np.array(json.dumps(meta))
+    path = tmp_path/'anything.npz'
+    np.savez(path, **arrays)
+    file = OfficialFile(path)
+    case = CASES['coop'](file)
+    method = case.build()
+    arrays['zero_shot_logits'] = case.zero_shot_logits().numpy()
+    loss = sum(method.losses(file.images, file.labels).values())
+    for name,g in case.gradients(method, loss).items():
+        arrays[f'grad/{name}'] = g.numpy()
+    for key,value in case.values(method).items():
+        arrays[key] = value.detach().numpy()
+    np.savez(path, **arrays)
+    assert check_file(path)[1] == []
