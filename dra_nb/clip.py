@@ -134,12 +134,15 @@ def _check_names(classnames):
                              'which stands for a learned place')
     return classnames
 
-# %% ../nbs/01_clip.ipynb #50d6229c
+# %% ../nbs/01_clip.ipynb #9ab14bed
+def _texts(classnames, template):
+    "One sentence a class."
+    _check_template(template)
+    return [template.replace('{}', name.replace('_', ' ')) for name in _check_names(classnames)]
+
 def _sentences(model, classnames, template):
     "One sentence a class as tokens (C,N); refuses names that the tokenizer would cut or confuse."
-    _check_template(template)
-    classnames = _check_names(classnames)
-    texts = [template.replace('{}', name.replace('_', ' ')) for name in classnames]
+    texts = _texts(classnames, template)
     context = len(_text_module(model).positional_embedding)
     tokens = model.tokenizer(texts, context_length=context+1)   # one more shows what would be cut
     too_long = [repr(name) for name,row in zip(classnames, tokens) if row[context] != 0]
@@ -157,14 +160,14 @@ def _sentences(model, classnames, template):
                              'underscores, blanks or the form of their Unicode')
     return tokens[:, :context]
 
-# %% ../nbs/01_clip.ipynb #1761dc1d
+# %% ../nbs/01_clip.ipynb #3c046edb
 def tokenize(
     model:nn.Module,                    # a model of `load_clip` (it carries its tokenizer)
     classnames,                         # C names; underscores count as spaces
     template:str='a photo of a {}.'     # with one {} for the name
 )->Tensor:                              # (C,N) int64
-    "One sentence a class, as tokens."
-    return _sentences(model, classnames, template)
+    "One sentence a class, as the model's own tokenizer has it: what is too long is cut."
+    return model.tokenizer(_texts(classnames, template))
 
 # %% ../nbs/01_clip.ipynb #40211fb6
 def embed_text(

@@ -75,9 +75,9 @@ LONG = ('seen on a rainy afternoon in the old harbour of a small town by the sea
     ('cat', '\tcat'), ('fire  engine', 'fire engine'), ('ﬁr', 'fir'), ('ｃat', 'cat'),
     ('cat&amp;dog', 'cat&dog'), ("cat’s", "cat's"), (LONG+'cat', LONG+'dog')])
 def test_names_that_end_in_one_sentence_are_refused(model, pair):
-    for make, template in itertools.product((make_prompts, tokenize), ('a photo of a {}.', '{}')):
+    for template in ('a photo of a {}.', '{}'):
         with pytest.raises(ValueError, match='^classnames: ') as e:
-            make(model, ['other', *pair], template)
+            make_prompts(model, ['other', *pair], template)
         assert '\n' not in str(e.value)
         assert all(repr(name) in str(e.value) for name in pair)
 

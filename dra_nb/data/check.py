@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['what_is_wrong', 'problems_of_files', 'list_problems', 'copy_problems', 'check_dataset', 'check_public']
 
-# %% ../../nbs/52_check.ipynb #64ddd814
+# %% ../../nbs/52_check.ipynb #8c68904e
 import hashlib
 import os
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import open_clip
 
 from .glyphs import is_glyph
 from .images import file_problem, open_image
@@ -18,6 +20,7 @@ from .items import Dataset, read_split
 from .public import (
     PUBLIC_SETS, SPLITS_HOMEPAGE, check_against_published, count, count_differences, find_set,
     imagenet_classes, read_lists, read_text_lines, stays_within)
+from ..weights import GlyphClipConfig
 
 # %% ../../nbs/52_check.ipynb #4a538b92
 def what_is_wrong(path,       # image file
@@ -61,7 +64,7 @@ def problems_of_files(paths:list,    # image files, each once
     bad = sum(map(len, kinds.values()))
     return [_counted(kind, found, len(paths)) for kind, found in kinds.items()], len(paths)-bad
 
-# %% ../../nbs/52_check.ipynb #c68f461f
+# %% ../../nbs/52_check.ipynb #45ee819c
 def _as_read(name):
     "A class name as the text encoder's tokenizer sees it."
     plain = unicodedata.normalize('NFKC', str(name)).replace('_', ' ')
@@ -79,6 +82,21 @@ def _name_problems(classnames, twins):
             lines.append(f'classes {other} and {label} have one name: {classnames[other]!r} and '
                          f'{name!r}')
         first.setdefault(plain, label)
+    return lines
+
+def _sentence_problems(classnames, template, twins):
+    "Names that differ, and yet end in one sentence for the text encoder."
+    names = [str(name).replace('_', ' ') for name in classnames]
+    context = GlyphClipConfig().context               # the shortest of the CLIPs there are
+    tokenizer = open_clip.get_tokenizer('ViT-B-16', context_length=context)
+    rows = tokenizer([template.replace('{}', name) for name in names]).tolist() if names else []
+    lines, first = [], {}
+    for label, row in enumerate(rows):
+        other = first.setdefault(tuple(row), label)
+        same = _as_read(names[label]) == _as_read(names[other])
+        if not same and _as_read(names[label]) not in twins:
+            lines.append(f'classes {other} and {label} end in one sentence of {context} tokens, '
+                         f'which is what glyph-clip reads: {names[other]!r} and {names[label]!r}')
     return lines
 
 def _entry_problem(item, classnames):
@@ -116,7 +134,9 @@ def list_problems(dataset:Dataset,  # any
             kinds.setdefault('in more than one list', []).append(f'{path} ({some})')
         elif len(found) > 1 and len(names) == 1:
             kinds.setdefault('twice in one list', []).append(f'{path} ({found[0][0]})')
-    lines = _name_problems(dataset.classnames, [_as_read(name) for name in twins])
+    known = [_as_read(name) for name in twins]
+    lines = _name_problems(dataset.classnames, known)
+    lines += _sentence_problems(dataset.classnames, dataset.template, known)
     return lines + [_counted(kind, found, total) for kind, found in kinds.items()]
 
 # %% ../../nbs/52_check.ipynb #8210c1b9
