@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #24383b25
+# %% ../../nbs/29_lfa.ipynb #ed9c0ec3
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -180,7 +180,8 @@ class LFA(Method):
             classes = F.normalize(self.text_features(), dim=-1)
         self.start_from(features, classes, trainer.labels)
         for t in range(trainer.config.epochs):
-            view = torch.randint(len(features), (), generator=generator_for('view', trainer.seed, t))
+            source = generator_for('view', trainer.seed, t)
+            view = torch.randint(len(features), (), generator=source)
             x = self.disturbed(features[view], trainer.seed, t)
             trainer.lr = self.rate(trainer.config.lr, t, trainer.config.epochs)
             for group in trainer.optimizer.param_groups:
