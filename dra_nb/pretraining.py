@@ -881,7 +881,11 @@ def steps_in(
             optimizer.step()
     return max(1, int(60*minutes*3/(clock()-began)))
 
-# %% ../nbs/15_pretraining.ipynb #c573d17c
+# %% ../nbs/15_pretraining.ipynb #d848e467
+def _rounded(record):
+    "Numbers of a history with four digits behind the point."
+    return {name: round(value, 4) for name, value in record.items()}
+
 def _settle(folder, c, origin):
     "Note the settings of a run in its folder; those of a run found there must agree."
     folder.mkdir(parents=True, exist_ok=True)
@@ -955,7 +959,7 @@ def pretrain(
     seen, seconds = c.steps*c.batch, history[-1]['seconds']
     flops = flops_of_step(model, pairs[0])/c.batch
     drawn = corpus and dict(digest=corpus.digest, count=len(corpus.rows))
-    rounded = [{k: round(v, 4) for k, v in r.items()} for r in history[::5]]
+    rounded = [_rounded(record) for record in history[::5]]
     facts = dict(config=asdict(c), icons=drawn, hardware=_hardware(device), pairs_seen=seen,
                  seconds=dict(words=read[-1]['seconds'] if read else 0., pairs=seconds),
                  cost=dict(flops_per_pair=flops, pairs_per_second=seen/seconds),
