@@ -694,7 +694,7 @@ def find_set(name,  # one of `PUBLIC_SETS`
 # %% ../../nbs/17_datasets.ipynb #1db77d2f
 def count_differences(name,             # one of `PUBLIC_SETS`
                       dataset:Dataset,  # lists as read
-                      lists='',         # 'own cut': only classes and all images together are compared
+                      lists='',         # 'own cut': only classes and all images are compared
                      )->list:           # lines such as '10 classes, expected 101'
     "Numbers that differ from the published ones."
     have, want = count(dataset), _public_set(name).counts
