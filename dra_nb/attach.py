@@ -63,14 +63,17 @@ class Beside(nn.Module):
             out = out + self(x.to(own)).to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
-# %% ../nbs/19_attach.ipynb #24d826b9
+# %% ../nbs/19_attach.ipynb #f07425ae
 def freeze(
     model:nn.Module  # an open_clip CLIP; changed in place
 ):
     "Stop all gradients to the model's own weights; `unfreeze` undoes it."
+    carried = {id(p) for m in model.modules() if isinstance(m, Beside) for p in m.parameters()}
+    own = {n: p for n,p in model.named_parameters() if id(p) not in carried}
     if 'flags_before' not in model.__dict__:
-        model.flags_before = {n: p.requires_grad for n,p in model.named_parameters()}
-    model.requires_grad_(False)
+        model.flags_before = {n: p.requires_grad for n,p in own.items()}
+    for p in own.values():
+        p.requires_grad_(False)
 
 def unfreeze(
     model:nn.Module  # after `freeze`
