@@ -960,6 +960,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.pretraining._hardware': ('pretraining.html#_hardware', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._mixed': ('pretraining.html#_mixed', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._percent': ('pretraining.html#_percent', 'dra_nb/pretraining.py'),
+                                    'dra_nb.pretraining._rounded': ('pretraining.html#_rounded', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._sentence_encoder': ('pretraining.html#_sentence_encoder', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._settle': ('pretraining.html#_settle', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining.batches_from': ('pretraining.html#batches_from', 'dra_nb/pretraining.py'),

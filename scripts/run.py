@@ -118,7 +118,8 @@ def demo(venv, *words):
 def test(venv, *words):
     workers = min(4, os.cpu_count() or 1)
     sh(venv.bin/'nbdev_test', '--n_workers', workers, '--timing', **ONE_THREAD)
-    sh(venv.python, '-m', 'pytest', *words, **ONE_THREAD)
+    shared = ['-n', str(workers), '--dist', 'loadfile']       # a file's tests stay together
+    sh(venv.python, '-m', 'pytest', *shared, *words, **ONE_THREAD)
 
 
 def lab(venv, *words):
