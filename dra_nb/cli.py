@@ -672,14 +672,14 @@ def _demo(args):
     out = Path(args.out)
     with _RunLines() as lines:
         longest_first = ('dra', 'dra-paper', 'adapter', 'zero-shot')
-        runs = _plan(args, longest_first, [args.dataset], args.seeds, 16)
+        runs = _plan(args, longest_first, [args.dataset], args.seeds, 8)
         records = run_missing(runs, out/'results', _workers(args), args.device, out/'weights',
                               lines.show)
         last = [run for run in runs if run.method == 'dra'][-1]
         figure = _rank_figure(args, out/'weights'/last.key, out)
     table = results_table(in_order(records), digits=1)
     shots, epochs = runs[0].shots, runs[0].train['epochs']
-    print(f'\n{table}\n\n{shots} shots a class, {epochs} epochs; all sets and three seeds: '
+    print(f'\n{table}\n\n{shots} shots a class, {epochs} epochs; with 16 shots, all sets: '
           f'dra-nb bench\nresults in {out/"results"}, weights in {out/"weights"}, '
           f'token ranks in {figure}; {time.perf_counter()-start:.0f} s')
 
@@ -710,7 +710,7 @@ def _rank_figure(args, weights, out, n=6):
 
 def _demo_arguments(parser):
     _dataset_argument(parser, '--dataset', default='vehicles')
-    _shots_argument(parser, 16)
+    _shots_argument(parser, 8)
     parser.add_argument('--seeds', type=int, nargs='+', default=[1], help='(default: 1)')
     _settings_arguments(parser)
     parser.add_argument('--out', default='dra-nb-demo',
