@@ -24,7 +24,7 @@ from . import glyphs
 from .glyphs import is_glyph, parse_glyph
 from ..seeds import seed_for
 
-# %% ../../nbs/50_images.ipynb #38ff4caa
+# %% ../../nbs/50_images.ipynb #6b0cf85e
 def _looks_like(start):
     "What the first bytes of a file say it is, if it is a usual stand-in for an image; else ''."
     start = start.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
@@ -38,25 +38,24 @@ def _looks_like(start):
 
 def file_problem(
     path    # of an image file
-)->str:     # '' if there is none
+)->str:     # words that follow the file's name; '' if there is no problem
     "What keeps a file from being an image, as far as can be told without decoding it."
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            return f'{path} is a folder, not an image'
+            return 'is a folder, not an image'
         if not stat.S_ISREG(status.st_mode):
-            return f'{path} is no regular file'
+            return 'is no regular file'
         if status.st_size == 0:
-            return f'{path} is empty'
+            return 'is empty'
         with open(path, 'rb') as f:
-            said = _looks_like(f.read(200))
+            return _looks_like(f.read(200))
     except FileNotFoundError:
-        return f'no file {path}'
+        return 'is not there'
     except (OSError, ValueError) as e:
-        return f'{path} cannot be read ({type(e).__name__})'
-    return f'{path} {said}' if said else ''
+        return f'cannot be read ({type(e).__name__})'
 
-# %% ../../nbs/50_images.ipynb #9d23ead2
+# %% ../../nbs/50_images.ipynb #161189b8
 def _upright(im):
     "The image turned as its EXIF orientation says; as it is, if that cannot be read."
     try:
@@ -75,7 +74,7 @@ def _read(path, read):
     "`read` of an opened image file; whatever is wrong with the file is one line."
     problem = file_problem(path)
     if problem:
-        raise ValueError(f'image: {problem}')
+        raise ValueError(f'image: {path} {problem}')
     try:
         with Image.open(path) as im:
             return read(im)
@@ -336,6 +335,16 @@ class TrainingImages:
         "Random crops of some of the images."
         rows = _row_list(rows)
         return _to_batch(self.ahead.pop((epoch, *rows), None) or self._start(epoch, rows))
+
+    def crop_alike(self,
+                   epoch:int,       # of the batch
+                   rows,            # numbers of images
+                   pictures:Tensor  # one for each row, (B,c,H,W) uint8 of its image's size
+                  )->Tensor:        # (B,c,S,S) in [0,1]
+        "Other pictures of the same images, such as masks, cropped and mirrored as in `batch`."
+        drawn = self._draw(epoch, _row_list(rows))
+        crops = [_crop_and_flip(p, box, self.size) for p,box in zip(pictures, drawn)]
+        return _to_batch(crops)
 
 # %% ../../nbs/50_images.ipynb #991e7fb4
 @lru_cache
