@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 
-# %% ../nbs/14_cli.ipynb #ece961cf
+# %% ../nbs/14_cli.ipynb #99480708
 import argparse
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -231,7 +232,7 @@ class _Lines:
     def after_fit(self, trainer):
         pass
 
-# %% ../nbs/14_cli.ipynb #68d789b7
+# %% ../nbs/14_cli.ipynb #a2d42e7f
 def _clip_facts(args):
     "What names a CLIP."
     from dra_nb.weights import weights_digest
@@ -272,7 +273,7 @@ def _fit(args):
     method = cls(model, config, args.seed)
     template = method.template_for(data)
     _warn_of_chance(method, data, template)
-    steps = max(1, len(data.train)//train.batch_size)
+    steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
     print(f'{cls.name} ({preset}) on {len(data.train)} images of {len(data.classnames)} classes: '
           f'{steps} step{"s" if steps > 1 else ""} an epoch, {steps*train.epochs} in all, '
@@ -400,7 +401,7 @@ COMMANDS['evaluate'] = Command('accuracy of a model, with or without trained wei
                                'dra-nb evaluate vehicles --subset new --weights weights/vehicles',
                                _evaluate_arguments, _evaluate)
 
-# %% ../nbs/14_cli.ipynb #355c95e4
+# %% ../nbs/14_cli.ipynb #610e8c2d
 def _class_list(
     text:str  # names with commas between them, or a text file
 )->list:      # names
@@ -419,14 +420,11 @@ def _class_list(
 
 def _names_in_file(path):
     "One name a line, without remarks."
-    from dra_nb.data.folders import read_text
-    text = read_text(path)
-    if '\0' in text:
-        raise ValueError(f'classes: {path} is no text in UTF-8; save it as UTF-8')
+    from dra_nb.files import read_text_lines
+    names = read_text_lines(path)
     if Path(path).read_bytes()[:2] in (b'\xff\xfe', b'\xfe\xff'):
         _say(f'classes: {path} is in UTF-16 and was read as such')
-    lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if not line.startswith('#')]
+    return names
 
 def _image_files(words):
     "Image files, and those below folders."
@@ -804,13 +802,14 @@ def _data_arguments(parser):
 COMMANDS['data'] = Command('are data sets in order? fetch a public one',
                            'dra-nb data check oxford_pets --root DATA', _data_arguments, _data)
 
-# %% ../nbs/14_cli.ipynb #2ef5a16e
+# %% ../nbs/14_cli.ipynb #f11a6653
 def _pretrain(args):
     "Pre-train glyph-clip; print the file of its weights."
     from dataclasses import replace
     from dra_nb.pretraining import PretrainConfig, pretrain
     from dra_nb.weights import find_device
     device = str(find_device(args.device))
+    _check_folder(args.out)
     config = replace(PretrainConfig.for_device(device), seed=args.seed)
     minutes = args.minutes
     if args.steps:
@@ -820,15 +819,21 @@ def _pretrain(args):
     def show(stage, record):
         numbers = '  '.join(f'{name} {value:.4g}' for name,value in record.items())
         print(f'{stage}: {numbers}', flush=True)
-    print(pretrain(args.out, config, device, minutes, show, args.start))
+    print(pretrain(args.out, config, device, minutes, show, args.start, args.icons,
+                   args.workers or 0))
 
 def _pretrain_arguments(parser):
     parser.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; '
                         'a run found there goes on (default: %(default)s)')
     parser.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
     parser.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
-    parser.add_argument('--start', help='weights file of glyph-clip to go on from, without the '
-                        'stage of words')
+    parser.add_argument('--start', help='weights file of glyph-clip to go on from (default: '
+                        'random weights)')
+    parser.add_argument('--icons', help='folder of the corpus of icons that '
+                        'scripts/icons/build_corpus.py makes (default: the pictures are emoji '
+                        'only)')
+    parser.add_argument('--workers', type=int, help='processes that make pictures ahead '
+                        '(default: none)')
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--minutes', type=float, help='time of the contrastive stage: the number '
                         'of its steps is measured (default on cuda: 9)')
@@ -838,7 +843,7 @@ def _pretrain_arguments(parser):
 COMMANDS['pretrain'] = Command('pre-train glyph-clip', 'dra-nb pretrain --device cuda',
                                _pretrain_arguments, _pretrain)
 
-# %% ../nbs/14_cli.ipynb #34515e38
+# %% ../nbs/14_cli.ipynb #ab4143c8
 def build_parser()->argparse.ArgumentParser:
     "The parser of `dra-nb`."
     parser = argparse.ArgumentParser(
@@ -875,5 +880,5 @@ def main(
         return 2
     except (KeyboardInterrupt, SystemExit) as e:
         _say('stopped; the same command goes on from here')
-        return 130 if isinstance(e, KeyboardInterrupt) else e.code
+        return e.code if isinstance(e, SystemExit) else 128+getattr(e, 'number', signal.SIGINT)
     return 0

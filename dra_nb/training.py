@@ -49,7 +49,7 @@ class TrainingDiverged(ValueError):
     def __str__(self):
         return self.args[0]
 
-# %% ../nbs/12_training.ipynb #969210d9
+# %% ../nbs/12_training.ipynb #9b8be0c4
 class Trainer:
     "The state of a training run, which callbacks and methods may read."
     def __init__(self,
@@ -71,18 +71,22 @@ class Trainer:
         self.device = method.device
         self.images = TrainingImages(dataset.train, method.model.image_size, seed, config)
         self.labels = torch.tensor([o.label for o in dataset.train], device=self.device)
-        self.per_epoch = max(1, len(dataset.train)//config.batch_size)
+        self.per_epoch = method.steps_per_epoch(len(dataset.train), config)
         self.steps = self.per_epoch*config.epochs
         self.every = every or self.per_epoch
-        self.trained = method.trained()
-        parameters = list(self.trained.values())
-        self.optimizer = make_optimizer(config, parameters) if parameters else None
         self.step = 0            # steps made
         self.lr = None           # the rate of the step in hand
         self.epoch = None        # the epoch whose order is drawn
         self.history = []        # means of every epoch
         self.sums = {}           # name → (sum, number) of the epoch in hand
         self.losses = []         # not looked at yet
+        self.take_weights()
+
+    def take_weights(self):
+        "What is trained from now on, and an optimiser for it."
+        self.trained = self.method.trained()
+        parameters = list(self.trained.values())
+        self.optimizer = make_optimizer(self.config, parameters) if parameters else None
         self.good = self.copies()
 
     def copies(self):
@@ -135,7 +139,10 @@ class Trainer:
         self.lr = learning_rate(self.config, self.epoch)
         for group in self.optimizer.param_groups:
             group['lr'] = self.lr
-        terms = self.method.step(self, images, labels)
+        self.finish_step(self.method.step(self, images, labels))
+
+    def finish_step(self, terms):
+        "Count a step that was made; keep what the log and the checkpoint need."
         total = sum(t.detach().float() for t in terms.values())
         self.losses.append(total)
         self.note(loss=total, **terms)
@@ -145,7 +152,8 @@ class Trainer:
         self.call('after_step')
         if self.step % self.per_epoch == 0:
             self.look()
-            self.history.append(dict(epoch=self.epoch+1, lr=self.lr, **self.means()))
+            epoch = self.step//self.per_epoch
+            self.history.append(dict(epoch=epoch, lr=self.lr, **self.means()))
             self.sums = {}
             self.call('after_epoch')
         if self.checkpoint is not None and self.step % self.every == 0:
@@ -197,8 +205,9 @@ class Trainer:
         if self.losses:
             self.look()
         sums = {n: (float(total), count) for n,(total,count) in self.sums.items()}
+        more = {n: t.clone() for n,t in self.method.run_state().items()}
         state = dict(identity=self.identity(), step=self.step, history=self.history, sums=sums,
-                     optimizer=self.optimizer.state_dict(), weights=self.copies())
+                     optimizer=self.optimizer.state_dict(), weights=self.copies(), more=more)
         held = io.BytesIO()
         torch.save(state, held)
         with write_atomically(self.checkpoint) as tmp:
@@ -215,13 +224,15 @@ class Trainer:
         with torch.no_grad():
             for n,p in self.trained.items():
                 p.copy_(state['weights'][n])
+            for n,t in self.method.run_state().items():
+                t.copy_(state['more'][n])
         self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         self.history = state['history']
         self.sums = state['sums']
         self.good = self.copies()
 
-# %% ../nbs/12_training.ipynb #d1545ba7
+# %% ../nbs/12_training.ipynb #ad44710b
 def _file_facts(path):
     "Size and time of an image file; None for a drawing, whose name says all."
     if not os.path.exists(path):
@@ -243,7 +254,8 @@ def _check_state(state, path, trainer):
     "Refuse a checkpoint that is damaged, or of another run."
     def refuse(why):
         raise ValueError(f'checkpoint: {path} {why}; remove it or choose another file')
-    kinds = dict(identity=str, step=int, history=list, sums=dict, optimizer=dict, weights=dict)
+    kinds = dict(identity=str, step=int, history=list, sums=dict, optimizer=dict, weights=dict,
+                 more=dict)
     if not isinstance(state, dict) or set(state) != set(kinds):
         refuse('is no checkpoint of a run')
     for name,kind in kinds.items():
@@ -257,6 +269,10 @@ def _check_state(state, path, trainer):
         saved = state['weights'].get(n)
         if not torch.is_tensor(saved) or saved.shape != p.shape or not saved.isfinite().all():
             refuse(f'is damaged (weights of {n})')
+    for n,t in trainer.method.run_state().items():
+        saved = state['more'].get(n)
+        if not torch.is_tensor(saved) or saved.shape != t.shape:
+            refuse(f'is damaged ({n})')
     groups = state['optimizer'].get('param_groups')
     slots = state['optimizer'].get('state')
     if not isinstance(groups, list) or len(groups) != 1 or not isinstance(slots, dict):
@@ -266,7 +282,7 @@ def _check_state(state, path, trainer):
             if torch.is_tensor(value) and value.ndim and value.shape != p.shape:
                 refuse(f'is damaged (optimizer, {name} of weight {k})')
 
-# %% ../nbs/12_training.ipynb #f9121ad9
+# %% ../nbs/12_training.ipynb #92f31b30
 def _default_recipe(method, dataset):
     "The method's recipe for this data set and CLIP."
     clip = getattr(method.model, 'clip_name', '')
@@ -313,6 +329,7 @@ def fit(
         trainer.bar = bar and visible
         with trainer.precision():
             method.set_classes(dataset.classnames, method.template_for(dataset))
+        method.prepare(trainer)
         if checkpoint is not None and Path(checkpoint).exists():
             trainer.load()
         trainer.call('before_fit')

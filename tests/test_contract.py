@@ -14,7 +14,7 @@ from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy
 from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
-from dra_nb.training import fit
+from dra_nb.training import Callback, fit
 
 NAMES = ['cat', 'fire engine', 'dog', 'high-speed train', 'cow']
 OTHERS = ['bus', 'sailing boat', 'tram']
@@ -263,3 +263,51 @@ def test_copies_are_independent(name, shots, images):
             p.add_(.5)
     assert torch.equal(logits(method, images), before)
     assert not torch.equal(logits(twin, images), before)
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(Callback):
+    "End a run in the middle, before the checkpoint of that step is written."
+    def after_step(self, trainer):
+        if trainer.step == max(2, trainer.steps-2):
+            raise Killed
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_run_goes_on_after_an_interruption(name, shots, tmp_path):
+    "To the bit: weights, whatever else was learned, and history; a finished run stays as it is."
+    whole = built(name)
+    history = short_training(whole, shots, name)
+    killed = built(name)
+    file = tmp_path/'run.pt'
+    with pytest.raises(Killed):
+        short_training(killed, shots, name, checkpoint=file, every=1, callbacks=[Kill()])
+    steps = []
+    class Count(Callback):
+        def after_step(self, trainer):
+            steps.append(trainer.step)
+    for _ in range(2):
+        resumed = built(name)
+        assert short_training(resumed, shots, name, checkpoint=file, every=1,
+                              callbacks=[Count()]) == history
+        for key,value in whole.state().items():
+            assert torch.equal(resumed.state()[key], value), key
+    assert steps == sorted(set(steps)) and steps[0] > 1
+
+
+@pytest.mark.parametrize('name', LEARNING)
+def test_half_precision(name, shots, images):
+    "A step and a test under bf16 autocast: finite numbers, near those of full precision."
+    lr, _ = TRAINED.get(name, (.05, ()))
+    losses = {}
+    for amp in ('off', 'bf16'):
+        method = built(name)
+        config = TrainConfig(epochs=1, batch_size=8, lr=lr, amp=amp)
+        losses[amp] = fit(method, shots, config, bar=False)[0]['loss']
+    assert_close(losses['bf16'], losses['off'], atol=.05, rtol=.05)
+    found = accuracy(method, shots.test, NAMES, TEMPLATE, amp='bf16')
+    assert 0 <= found <= 100
+    assert all(p.isfinite().all() for p in method.trained().values())

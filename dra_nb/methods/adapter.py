@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlainAdapter']
 
-# %% ../../nbs/21_plain_adapter.ipynb #b78f8966
+# %% ../../nbs/21_plain_adapter.ipynb #4fed0329
 from dataclasses import replace
 
 import torch
@@ -13,9 +13,8 @@ import torch
 from ..adapter import AdapterConfig
 from ..dra import add_adapter
 from .base import Method, register
-from ..recipes import TrainConfig
 
-# %% ../../nbs/21_plain_adapter.ipynb #89a36c61
+# %% ../../nbs/21_plain_adapter.ipynb #4ba9267a
 @register
 class PlainAdapter(Method):
     "CLIP with plain adapters (Eq. 8)."
@@ -23,6 +22,7 @@ class PlainAdapter(Method):
     Config = AdapterConfig
     presets = dict(likely=AdapterConfig.likely(), recommended=AdapterConfig.recommended(),
                    paper=AdapterConfig.paper())
+    search = {'train.lr': (.0015, .005, .015), 'config.scale': (.1, .3)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -48,4 +48,4 @@ class PlainAdapter(Method):
         if protocol == 'cross':
             changes['epochs'] = 1
             config = replace(config, start=7)
-        return config, TrainConfig.for_dataset(dataset, **changes)
+        return config, cls.train_config(preset, dataset, **changes)

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'first_trained', 'Method', 'linear_layer', 'register', 'method_names', 'find_method', 'build_method',
            'Carried', 'as_method', 'save_method', 'saved_facts', 'load_method']
 
-# %% ../../nbs/55_methods.ipynb #bddb7296
+# %% ../../nbs/55_methods.ipynb #bdebe5ee
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from ..clip import (class_logits, embed_image, embed_text, image_tower, make_pro
                          project_image, project_text, real_tokens, run_blocks, text_tower)
 from ..dra import WEIGHTS, config_from
 from ..files import copy_tensors, read_tensors, write_json, write_tensors
-from ..recipes import TrainConfig, full_precision
+from ..recipes import TrainConfig, full_precision, set_fields, tuned_settings
 
 # %% ../../nbs/55_methods.ipynb #58edab89
 def first_trained(
@@ -34,12 +34,14 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #6d124701
+# %% ../../nbs/55_methods.ipynb #03415139
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
     Config = None      # dataclass of the settings
     presets = {}       # name → settings; the first is the default
+    search = {}        # 'train.NAME' or 'config.NAME' → values of the small search on glyph-clip
+    epoch_is_step = False  # does an epoch see all shots at once?
     buffers_saved = () # names of buffers that belong to what was learned
     of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
 
@@ -85,7 +87,18 @@ class Method(nn.Module):
                preset=None              # one of `presets`; the one for this CLIP if None
               )->tuple:                 # (settings, `TrainConfig`)
         "Settings and recipe: a function of names, no model is built."
-        return cls.preset(preset, clip), TrainConfig.for_dataset(dataset)
+        return cls.preset(preset, clip), cls.train_config(preset, dataset)
+
+    @classmethod
+    def train_config(cls,
+                     preset,       # name of a preset, or None
+                     dataset='',   # name of the data set trained on
+                     **changes     # fields that differ
+                    )->TrainConfig:
+        "The recipe for a data set; with the preset `tuned`, what the search chose for it."
+        if preset == 'tuned':
+            changes.update(tuned_settings(cls.name)['train'])
+        return TrainConfig.for_dataset(dataset, **changes)
 
     @classmethod
     def preset(cls, name, clip):
@@ -250,6 +263,17 @@ class Method(nn.Module):
         trainer.update(sum(terms.values()))
         return terms
 
+    def steps_per_epoch(self, images, config)->int:
+        "Of so many images and a recipe."
+        return 1 if self.epoch_is_step else max(1, images//config.batch_size)
+
+    def prepare(self, trainer):
+        "Whatever a run needs before its first step; a resumed run prepares again."
+
+    def run_state(self)->dict:
+        "Name → tensor, of what a run carries from step to step besides the trained weights."
+        return {n: getattr(self, n) for n in self.buffers_saved}
+
     def fit(self, trainer):
         "Train; a method that is not trained step by step says so here."
         trainer.run()
@@ -301,14 +325,18 @@ def linear_layer(
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
 
-# %% ../../nbs/55_methods.ipynb #c13a8a79
+# %% ../../nbs/55_methods.ipynb #39d0fa56
 METHODS = {}
 
 def register(
     cls:type  # a `Method` with a name
 )->type:
-    "Make a method known by its name."
+    "Make a method known by its name, with the preset `tuned` where its search was run."
     METHODS[cls.name] = cls
+    changes = tuned_settings(cls.name)['config']
+    if changes:
+        published = cls.presets[cls.preset_for('glyph-clip')]
+        cls.presets = dict(cls.presets, tuned=set_fields(published, changes))
     return cls
 
 def method_names()->list:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIPAdapterConfig', 'CLIPAdapter']
 
-# %% ../../nbs/2e_clip_adapter.ipynb #91d98615
+# %% ../../nbs/2e_clip_adapter.ipynb #83739426
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checks import check_number
 from .base import Method, register
-from ..recipes import LARGE, TrainConfig
+from ..recipes import LARGE
 
 # %% ../../nbs/2e_clip_adapter.ipynb #fa689e42
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class CLIPAdapterConfig:
         check_number('share', self.share, above=0, most=1)
         check_number('reduction', self.reduction, least=1, most=4096, whole=True)
 
-# %% ../../nbs/2e_clip_adapter.ipynb #50d29896
+# %% ../../nbs/2e_clip_adapter.ipynb #2f274de3
 @register
 class CLIPAdapter(Method):
     "A bottleneck on the image features."
     name = 'clip-adapter'
     Config = CLIPAdapterConfig
     presets = dict(published=CLIPAdapterConfig())
+    search = {'train.lr': (.002, .006, .02), 'config.share': (.2, .6)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -51,8 +52,8 @@ class CLIPAdapter(Method):
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "That of CoOp."
         epochs = 50 if dataset in LARGE or protocol == 'cross' else 200
-        train = TrainConfig.for_dataset(dataset, lr=.002, batch_size=32, epochs=epochs,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.002, batch_size=32, epochs=epochs,
+                                 warmup_epochs=1)
         return cls.preset(preset, clip), train
 
     def template_for(self, dataset):

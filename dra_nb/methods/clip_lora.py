@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSES', 'CLIPLoRAConfig', 'LoRAAttention', 'base_classes', 'CLIPLoRA']
 
-# %% ../../nbs/2d_clip_lora.ipynb #ff08296c
+# %% ../../nbs/2d_clip_lora.ipynb #218ac11c
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,6 @@ from ..attach import towers
 from ..checks import check_number
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
-from ..recipes import TrainConfig
 from ..seeds import generator_for
 
 # %% ../../nbs/2d_clip_lora.ipynb #f8f63cea
@@ -76,7 +75,7 @@ class LoRAAttention(nn.Module):
         out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return host.out_proj(out.transpose(1, 2).flatten(2)), None
 
-# %% ../../nbs/2d_clip_lora.ipynb #fe718502
+# %% ../../nbs/2d_clip_lora.ipynb #ed82f660
 PASSES = 500*32          # of every class: 500 steps a shot in batches of 32
 
 def base_classes(
@@ -95,6 +94,7 @@ class CLIPLoRA(Method):
     name = 'clip-lora'
     Config = CLIPLoRAConfig
     presets = dict(published=CLIPLoRAConfig())
+    search = {'train.lr': (2e-4, 6e-4, .002), 'config.rank': (2, 8)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -113,8 +113,8 @@ class CLIPLoRA(Method):
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published, with the epochs that 500 steps a shot are."
         epochs = math.ceil(PASSES/base_classes(protocol, dataset))
-        train = TrainConfig.for_dataset(dataset, lr=2e-4, optimizer='adamw', weight_decay=.01,
-                                        batch_size=32, epochs=epochs)
+        train = cls.train_config(preset, dataset, lr=2e-4, optimizer='adamw', weight_decay=.01,
+                                 batch_size=32, epochs=epochs)
         return cls.preset(preset, clip), train
 
     def updates(self)->dict:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIRS', 'CoCoOp']
 
-# %% ../../nbs/27_cocoop.ipynb #37449b7a
+# %% ../../nbs/27_cocoop.ipynb #8aaafd18
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from ..clip import encode_text
 from .base import linear_layer, register
 from .coop import CoOp, CoOpConfig
-from ..recipes import TrainConfig, full_precision
+from ..recipes import full_precision
 
-# %% ../../nbs/27_cocoop.ipynb #4a166239
+# %% ../../nbs/27_cocoop.ipynb #e4135547
 PAIRS = 256    # sentences, images times classes, in the text tower at a time
 
 @register
@@ -25,6 +25,7 @@ class CoCoOp(CoOp):
     name = 'cocoop'
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())
+    search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -37,8 +38,8 @@ class CoCoOp(CoOp):
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published: 10 epochs of single images, also across data sets."
-        train = TrainConfig.for_dataset(dataset, lr=.002, batch_size=1, epochs=10,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.002, batch_size=1, epochs=10,
+                                 warmup_epochs=1)
         return cls.preset(preset, clip), train
 
     def conditional_features(self, x):

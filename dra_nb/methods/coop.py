@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CoOpConfig', 'CoOp']
 
-# %% ../../nbs/23_coop.ipynb #770d6d2e
+# %% ../../nbs/23_coop.ipynb #fee1138b
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from ..checks import check_choice, check_number
 from ..clip import encode_text, text_tower, word_embeddings
 from .base import Method, register
-from ..recipes import LARGE, TrainConfig
+from ..recipes import LARGE
 
 # %% ../../nbs/23_coop.ipynb #bc5d7723
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class CoOpConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 
-# %% ../../nbs/23_coop.ipynb #739c69aa
+# %% ../../nbs/23_coop.ipynb #cbd652c6
 @register
 class CoOp(Method):
     "Learned vectors in place of the words around the class name."
     name = 'coop'
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())
+    search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -51,8 +52,8 @@ class CoOp(Method):
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published: 200 epochs, 50 on large sets and across data sets."
         epochs = 50 if dataset in LARGE or protocol == 'cross' else 200
-        train = TrainConfig.for_dataset(dataset, lr=.002, batch_size=32, epochs=epochs,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.002, batch_size=32, epochs=epochs,
+                                 warmup_epochs=1)
         return cls.preset(preset, clip), train
 
     def sentence(self):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GUIDES', 'KgCoOpConfig', 'check_sentence', 'KgCoOp']
 
-# %% ../../nbs/26_kgcoop.ipynb #0d4c0d50
+# %% ../../nbs/26_kgcoop.ipynb #77ea8e09
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from ..checks import check_number
 from ..clip import encode_text, make_prompts
 from .base import register
 from .coop import CoOp, CoOpConfig
-from ..recipes import TrainConfig, full_precision
+from ..recipes import full_precision
 
 # %% ../../nbs/26_kgcoop.ipynb #b7ca0deb
 GUIDES = dict(
@@ -47,13 +47,14 @@ def check_sentence(
     if not is_text or sentence and sentence.count('{}') != 1:
         raise ValueError(f"{name}: got {sentence!r}, allowed are '' or a sentence with one {{}}")
 
-# %% ../../nbs/26_kgcoop.ipynb #69f749d0
+# %% ../../nbs/26_kgcoop.ipynb #aba05e75
 @register
 class KgCoOp(CoOp):
     "CoOp with a guide."
     name = 'kgcoop'
     Config = KgCoOpConfig
     presets = dict(published=KgCoOpConfig())
+    search = {'train.lr': (.002, .006, .02), 'config.weight': (8., 2.)}
     of_classes = (*CoOp.of_classes, 'guide_prompts', 'guide')
 
     def begin(self, model):
@@ -65,8 +66,8 @@ class KgCoOp(CoOp):
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published: 100 epochs in batches of 128; the same across data sets."
         config = replace(cls.preset(preset, clip), guide=GUIDES.get(dataset, ''))
-        train = TrainConfig.for_dataset(dataset, lr=.002, batch_size=128, epochs=100,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.002, batch_size=128, epochs=100,
+                                 warmup_epochs=1)
         return config, train
 
     def set_classes(self, classnames, template, seen=True):

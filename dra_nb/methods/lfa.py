@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'start_matrix', 'reranking_loss', 'shot_features', 'LFAConfig', 'LFA']
 
-# %% ../../nbs/29_lfa.ipynb #1796648f
+# %% ../../nbs/29_lfa.ipynb #cc2c55e9
 import math
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import class_logits
+from ..clip import class_logits, encode_text, make_prompts
 from ..data.images import normalize
 from .base import Method, register
-from ..recipes import TrainConfig
+from ..recipes import ensemble_template
 from ..seeds import generator_for
 
 # %% ../../nbs/29_lfa.ipynb #8da96f18
@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #ed9c0ec3
+# %% ../../nbs/29_lfa.ipynb #7c913edb
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -100,7 +100,10 @@ class LFA(Method):
     name = 'lfa'
     Config = LFAConfig
     presets = dict(published=LFAConfig())
+    search = {'train.lr': (5e-4, .0015, .005), 'config.beta': (.9, .5)}
+    epoch_is_step = True
     buffers_saved = ('average',)
+    of_classes = (*Method.of_classes, 'others')
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -108,18 +111,38 @@ class LFA(Method):
         eye = torch.eye(D, dtype=self.dtype, device=self.device)
         self.matrix = nn.Parameter(eye)                  # W
         self.register_buffer('average', eye.clone())     # E
+        self.features = None     # (views,n,D) of the shots, in a run
+        self.classes = None      # (C,D) of the classes, in a run
+        self.others = []         # prompts of further sentences
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published: one step an epoch, on all shots at once."
         epochs = 200 if protocol == 'cross' else STEPS.get(dataset, 50)
-        train = TrainConfig.for_dataset(dataset, lr=5e-4, optimizer='adamw', weight_decay=5e-4,
-                                        epochs=epochs)
+        train = cls.train_config(preset, dataset, lr=5e-4, optimizer='adamw', weight_decay=5e-4,
+                                 epochs=epochs)
         return cls.preset(preset, clip), train
 
     def template_for(self, dataset):
-        "Zero-shot CLIP's sentence for this data set."
-        return dataset.field_template or dataset.template
+        "Eight sentences for ImageNet; zero-shot CLIP's for another data set."
+        return ensemble_template(dataset.name) or dataset.field_template or dataset.template
+
+    def set_classes(self, classnames, template, seen=True):
+        "A template may hold several sentences, with bars between them."
+        first, *others = template.split('|')
+        super().set_classes(classnames, first, seen)
+        prompts = [make_prompts(self.model, classnames, sentence) for sentence in others]
+        self.others = [self.cut(p) for p in prompts]
+
+    def text_features(self):
+        "Of one sentence, or the mean direction of several."
+        features = super().text_features()
+        if not self.others:
+            return features
+        total = F.normalize(features, dim=-1)
+        for prompts in self.others:
+            total = total+F.normalize(encode_text(self.model, prompts), dim=-1)
+        return total/(1+len(self.others))
 
     def image_features(self, images):
         "x W for classes of the training, x E for others."
@@ -172,34 +195,28 @@ class LFA(Method):
         "The rate of step t: a cosine down to 1e-7."
         return 1e-7+.5*(lr-1e-7)*(1+math.cos(math.pi*t/steps))
 
-    def fit(self, trainer):
-        "One step an epoch, on features that are computed once. Seconds: it is not resumed."
+    def prepare(self, trainer):
+        "The features of the shots and of the classes, and the first matrices."
         features = shot_features(trainer, self.config.views).to(self.dtype)
-        features = F.normalize(features, dim=-1)
+        self.features = F.normalize(features, dim=-1)
         with torch.no_grad():
-            classes = F.normalize(self.text_features(), dim=-1)
-        self.start_from(features, classes, trainer.labels)
-        for t in range(trainer.config.epochs):
+            self.classes = F.normalize(self.text_features(), dim=-1)
+        self.start_from(self.features, self.classes, trainer.labels)
+
+    def fit(self, trainer):
+        "Steps on features that are computed once."
+        for t in range(trainer.step, trainer.steps):
             source = generator_for('view', trainer.seed, t)
-            view = torch.randint(len(features), (), generator=source)
-            x = self.disturbed(features[view], trainer.seed, t)
-            trainer.lr = self.rate(trainer.config.lr, t, trainer.config.epochs)
+            view = torch.randint(len(self.features), (), generator=source)
+            x = self.disturbed(self.features[view], trainer.seed, t)
+            trainer.lr = self.rate(trainer.config.lr, t, trainer.steps)
             for group in trainer.optimizer.param_groups:
                 group['lr'] = trainer.lr
-            loss = self.rerank(x, classes, trainer.labels)
+            loss = self.rerank(x, self.classes, trainer.labels)
             trainer.update(loss)
-            self.follow(t, trainer.config.epochs)
-            self.report(trainer, loss.detach(), x, classes)
-
-    @torch.no_grad()
-    def report(self, trainer, loss, features, classes):
-        "What the training loop writes down after an epoch."
-        nearest = (features @ self.matrix @ classes.T).argmax(-1)
-        accuracy = 100*(nearest == trainer.labels).float().mean().item()
-        trainer.losses.append(loss)
-        trainer.step += 1
-        trainer.call('after_step')
-        trainer.look()
-        row = dict(epoch=trainer.step, lr=trainer.lr, loss=loss.item(), rerank=loss.item())
-        trainer.history.append(dict(row, accuracy=accuracy))
-        trainer.call('after_epoch')
+            self.follow(t, trainer.steps)
+            nearest = (x @ self.matrix.detach() @ self.classes.T).argmax(-1)
+            self.accuracy = 100*(nearest == trainer.labels).float().mean()
+            trainer.finish_step(dict(rerank=loss))
+        self.features = None
+        self.classes = None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MaPLeConfig', 'MaPLe']
 
-# %% ../../nbs/24_maple.ipynb #704ae608
+# %% ../../nbs/24_maple.ipynb #d49d7511
 import copy
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,6 @@ from ..attach import towers
 from ..checks import check_number
 from ..clip import encode_image, encode_text, overwrite, word_embeddings
 from .base import Method, linear_layer, register
-from ..recipes import TrainConfig
 
 # %% ../../nbs/24_maple.ipynb #481a3a9b
 @dataclass(frozen=True)
@@ -32,13 +31,14 @@ class MaPLeConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
 
-# %% ../../nbs/24_maple.ipynb #94b54b81
+# %% ../../nbs/24_maple.ipynb #4d4482ef
 @register
 class MaPLe(Method):
     "Deep prompts of the text tower, and their linear images in the image tower."
     name = 'maple'
     Config = MaPLeConfig
     presets = dict(published=MaPLeConfig())
+    search = {'train.lr': (.0035, .01, .035), 'config.depth': (9, 3)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -69,8 +69,8 @@ class MaPLe(Method):
         if protocol == 'cross':
             config = replace(config, depth=3)
             lr, epochs = .0026, 2
-        train = TrainConfig.for_dataset(dataset, lr=lr, batch_size=4, epochs=epochs,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=lr, batch_size=4, epochs=epochs,
+                                 warmup_epochs=1)
         return config, train
 
     def set_classes(self, classnames, template, seen=True):

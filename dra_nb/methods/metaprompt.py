@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INTENDED', 'MetaPromptConfig', 'MetaPrompt']
 
-# %% ../../nbs/2a_metaprompt.ipynb #104e80da
+# %% ../../nbs/2a_metaprompt.ipynb #34f0d835
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from ..checks import check_choice, check_number
 from ..clip import (Prompts, encode_image, encode_text, image_tower, make_prompts, overwrite,
                          text_tower)
 from .base import Method, register
-from ..recipes import TrainConfig
+from ..recipes import ensemble_template
 from ..seeds import generator_for
 
 # %% ../../nbs/2a_metaprompt.ipynb #ea3a4698
@@ -38,13 +38,14 @@ class MetaPromptConfig:
 
 INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', underscores='replaced')
 
-# %% ../../nbs/2a_metaprompt.ipynb #990e61cb
+# %% ../../nbs/2a_metaprompt.ipynb #dfc92ab2
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."
     name = 'metaprompt'
     Config = MetaPromptConfig
     presets = dict(published=MetaPromptConfig(), intended=INTENDED)
+    search = {'train.lr': (.0015, .005, .015), 'config.meta_step': (.2, 1.)}
     of_classes = (*Method.of_classes, 'frozen_text')
 
     def __init__(self, model, config=None, seed=1):
@@ -63,24 +64,31 @@ class MetaPrompt(Method):
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As published: 8 epochs in batches of 16."
-        train = TrainConfig.for_dataset(dataset, lr=.0015, batch_size=16, epochs=8,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.0015, batch_size=16, epochs=8,
+                                 warmup_epochs=1)
         return cls.preset(preset, clip), train
 
     def template_for(self, dataset):
-        "Zero-shot CLIP's sentence for this data set: that of the frozen text."
-        return dataset.field_template or dataset.template
+        "Of the frozen text: eight sentences for ImageNet, zero-shot CLIP's for another data set."
+        return ensemble_template(dataset.name) or dataset.field_template or dataset.template
 
     @torch.no_grad()
     def set_classes(self, classnames, template, seen=True):
-        "The template is that of the frozen text; it loses its full stop."
+        "The template is that of the frozen text; bars part the sentences of an ensemble."
         super().set_classes(classnames, ' '.join(['*']*self.config.length)+' {}.', seen)
+        found = [self.frozen_features(classnames, sentence) for sentence in template.split('|')]
+        if len(found) > 1:
+            found = [F.normalize(features, dim=-1) for features in found]
+        self.frozen_text = torch.stack(found).mean(0)
+
+    def frozen_features(self, classnames, template):
+        "(C,D) without tokens; the sentence loses its full stop."
         sentence = template.rstrip('.')
         prompts = make_prompts(self.model, classnames, sentence)
         if self.config.underscores == 'kept':
             texts = [sentence.replace('{}', name) for name in classnames]
             prompts = Prompts(self.model.tokenizer(texts), prompts.slots)
-        self.frozen_text = encode_text(self.model, self.cut(prompts))
+        return encode_text(self.model, self.cut(prompts))
 
     def text_features(self):
         "Prompted: tokens in every block."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MMAConfig', 'MultiModalAdapter', 'kaiming_layer', 'MMA']
 
-# %% ../../nbs/25_mma.ipynb #46d1a9e1
+# %% ../../nbs/25_mma.ipynb #303be515
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,6 @@ from ..adapter import scale_gradient, scale_value
 from ..attach import Beside, attach, towers
 from ..checks import check_choice, check_number
 from .base import Method, register
-from ..recipes import TrainConfig
 
 # %% ../../nbs/25_mma.ipynb #d4dbe590
 @dataclass(frozen=True)
@@ -69,13 +68,14 @@ def kaiming_layer(
     nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu', generator=generator)
     return layer
 
-# %% ../../nbs/25_mma.ipynb #424480bb
+# %% ../../nbs/25_mma.ipynb #19121dd6
 @register
 class MMA(Method):
     "Adapters beside the blocks of both towers, with a shared layer."
     name = 'mma'
     Config = MMAConfig
     presets = dict(published=MMAConfig())
+    search = {'train.lr': (.0015, .005, .015), 'config.scale': (.001, .1)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -99,4 +99,4 @@ class MMA(Method):
         if protocol == 'cross':
             config = replace(config, start=9)
             changes['epochs'] = 1
-        return config, TrainConfig.for_dataset(dataset, **changes)
+        return config, cls.train_config(preset, dataset, **changes)

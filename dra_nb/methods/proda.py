@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['difference_variance', 'ProDAConfig', 'ProDA']
 
-# %% ../../nbs/2b_proda.ipynb #410c3ef8
+# %% ../../nbs/2b_proda.ipynb #f222a392
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..checks import check_choice, check_number
 from ..clip import Prompts, encode_text, make_prompts, text_tower
 from .base import Method, register
-from ..recipes import TrainConfig, full_precision
+from ..recipes import full_precision
 from ..seeds import generator_for
 
 # %% ../../nbs/2b_proda.ipynb #ccddc430
@@ -65,13 +65,14 @@ class ProDAConfig:
         end = self.sentences-2*quarter
         return [0]*quarter+[self.length//2]*quarter+[self.length]*end
 
-# %% ../../nbs/2b_proda.ipynb #89e8fcb1
+# %% ../../nbs/2b_proda.ipynb #804374b3
 @register
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
     name = 'proda'
     Config = ProDAConfig
     presets = dict(published=ProDAConfig())
+    search = {'train.lr': (.001, .003, .01), 'config.diversity': (.1, 0.)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -85,8 +86,8 @@ class ProDA(Method):
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "As in the re-implementations: 100 epochs in batches of 4."
-        train = TrainConfig.for_dataset(dataset, lr=.001, batch_size=4, epochs=100,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.001, batch_size=4, epochs=100,
+                                 warmup_epochs=1)
         return cls.preset(preset, clip), train
 
     def set_classes(self, classnames, template, seen=True):

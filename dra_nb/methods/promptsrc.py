@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PromptSRCConfig', 'epoch_weights', 'PromptSRC']
 
-# %% ../../nbs/2c_promptsrc.ipynb #0e6af9bd
+# %% ../../nbs/2c_promptsrc.ipynb #0495ac0a
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,6 @@ from ..checks import check_number
 from ..clip import (encode_image, encode_text, image_tower, make_prompts, overwrite,
                          text_tower, word_embeddings)
 from .base import Method, register
-from ..recipes import TrainConfig
 
 # %% ../../nbs/2c_promptsrc.ipynb #bda9062a
 @dataclass(frozen=True)
@@ -55,13 +54,14 @@ def epoch_weights(
     exponents = -(torch.arange(1, epochs+1, dtype=torch.float64)-mean)**2/(2*std**2)
     return torch.softmax(exponents, 0)
 
-# %% ../../nbs/2c_promptsrc.ipynb #feda7028
+# %% ../../nbs/2c_promptsrc.ipynb #63270437
 @register
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
     name = 'promptsrc'
     Config = PromptSRCConfig
     presets = dict(published=PromptSRCConfig())
+    search = {'train.lr': (.0025, .008, .025), 'config.text_weight': (25., 5.)}
     of_classes = (*Method.of_classes, 'teacher')
 
     def __init__(self, model, config=None, seed=1):
@@ -89,8 +89,8 @@ class PromptSRC(Method):
         config = cls.preset(preset, clip)
         if protocol == 'cross':
             config = replace(config, depth=3, mean=6., std=10.)
-        train = TrainConfig.for_dataset(dataset, lr=.0025, batch_size=4, epochs=20,
-                                        warmup_epochs=1)
+        train = cls.train_config(preset, dataset, lr=.0025, batch_size=4, epochs=20,
+                                 warmup_epochs=1)
         return config, train
 
     @torch.no_grad()
@@ -132,11 +132,16 @@ class PromptSRC(Method):
         terms['logits'] = c.logits_weight*divergence/own.numel()
         return terms
 
+    def prepare(self, trainer):
+        "The mean over the epochs begins at zero."
+        self.average = {n: torch.zeros_like(p) for n,p in self.trained().items()}
+
+    def run_state(self):
+        return self.average or {}
+
     @torch.no_grad()
     def take_epoch(self, weight):
         "Add the tokens as they are now to the mean."
-        if self.average is None:
-            self.average = {n: torch.zeros_like(p) for n,p in self.trained().items()}
         for n,p in self.trained().items():
             self.average[n].add_(p, alpha=weight)
 
@@ -150,8 +155,6 @@ class PromptSRC(Method):
 
     def fit(self, trainer):
         "Train, then put the mean over the epochs in place of the last epoch."
-        trainer.checkpoint = None      # the mean over the epochs would be missing in it
-        self.average = None
         trainer.run()
         with torch.no_grad():
             for n,p in self.trained().items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TCP_GUIDES', 'TCP_SENTENCES', 'TCPConfig', 'TCP']
 
-# %% ../../nbs/28_tcp.ipynb #cdbbe874
+# %% ../../nbs/28_tcp.ipynb #5df8b254
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,6 @@ from ..checks import check_number
 from ..clip import encode_text, fill, text_tower
 from .base import linear_layer, register
 from .kgcoop import KgCoOp, check_sentence
-from ..recipes import TrainConfig
 
 # %% ../../nbs/28_tcp.ipynb #77c05029
 TCP_GUIDES = dict(
@@ -61,13 +60,14 @@ class TCPConfig:
         "M, number of learned places."
         return self.sentence.count('*')
 
-# %% ../../nbs/28_tcp.ipynb #1592b22d
+# %% ../../nbs/28_tcp.ipynb #caa078a3
 @register
 class TCP(KgCoOp):
     "KgCoOp with tokens that a net makes from the guide's feature of a class."
     name = 'tcp'
     Config = TCPConfig
     presets = dict(published=TCPConfig())
+    search = {'train.lr': (.002, .006, .02), 'config.weight': (8., 2.)}
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -89,8 +89,8 @@ class TCP(KgCoOp):
         config = replace(cls.preset(preset, clip), guide=TCP_GUIDES.get(dataset, ''),
                          sentence=TCP_SENTENCES.get(dataset, TCPConfig.sentence))
         epochs = 25 if dataset in ('imagenet', 'sun397') else 50
-        train = TrainConfig.for_dataset(dataset, optimizer='adam', lr=.002, eps=1e-3,
-                                        batch_size=32, epochs=epochs, warmup_epochs=1)
+        train = cls.train_config(preset, dataset, optimizer='adam', lr=.002, eps=1e-3,
+                                 batch_size=32, epochs=epochs, warmup_epochs=1)
         return config, train
 
     def sentence(self):
@@ -103,7 +103,7 @@ class TCP(KgCoOp):
     def encode(self, rows):
         "Features of some classes; their tokens enter before one block."
         prompts = self.prompts[rows]
-        tokens = self.class_prompts()[rows]
+        tokens = self.class_prompts()[rows].to(self.dtype)      # bf16 would spread to all places
         def before(i, x):
             return fill(x, prompts.slots, tokens) if i == self.config.block else x
         return encode_text(self.model, prompts, self.context, before)

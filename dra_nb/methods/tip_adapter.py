@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALPHA', 'TipAdapterConfig', 'TipAdapter', 'TipAdapterF']
 
-# %% ../../nbs/2f_tip_adapter.ipynb #0048c9ba
+# %% ../../nbs/2f_tip_adapter.ipynb #8e1b0bf7
 import math
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..checks import check_number
 from .base import Method, register
 from .lfa import shot_features
-from ..recipes import TrainConfig, make_optimizer
 
 # %% ../../nbs/2f_tip_adapter.ipynb #15d100a5
 @dataclass(frozen=True)
@@ -33,13 +32,15 @@ class TipAdapterConfig:
 
 ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 
-# %% ../../nbs/2f_tip_adapter.ipynb #e872875d
+# %% ../../nbs/2f_tip_adapter.ipynb #f29748e4
 @register
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
     name = 'tip-adapter'
     Config = TipAdapterConfig
     presets = dict(published=TipAdapterConfig())
+    search = {'config.alpha': (1.17, 3., 10.), 'config.beta': (1., 5.5)}
+    epoch_is_step = True
     buffers_saved = ('keys', 'values')
 
     def __init__(self, model, config=None, seed=1):
@@ -59,9 +60,9 @@ class TipAdapter(Method):
         "One pass over the shots."
         config = cls.preset(preset, clip)
         config = replace(config, alpha=ALPHA.get(dataset, config.alpha))
-        train = TrainConfig.for_dataset(dataset, lr=.001, batch_size=256, epochs=1,
-                                        optimizer='adamw', weight_decay=.01, eps=1e-4,
-                                        area=(.5, 1.))
+        train = cls.train_config(preset, dataset, lr=.001, batch_size=256, epochs=1,
+                                 optimizer='adamw', weight_decay=.01, eps=1e-4,
+                                 area=(.5, 1.))
         return config, train
 
     def template_for(self, dataset):
@@ -89,15 +90,14 @@ class TipAdapter(Method):
         self.values = F.one_hot(labels, classes).to(keys)
         self.make_keys(keys)
 
-    def read_shots(self, trainer):
+    def prepare(self, trainer):
         "The cache of a trainer's shots."
         features = shot_features(trainer, self.config.views).to(self.dtype)
         self.remember(features, trainer.labels, len(trainer.dataset.classnames))
 
     @torch.no_grad()
     def fit(self, trainer):
-        "Read the shots once; the log says what the votes make of their own keys."
-        self.read_shots(trainer)
+        "The cache is all; the log says what the votes make of their own keys."
         classes = self.class_features()
         own = self.classify(self.keys, classes)+self.config.alpha*self.votes(self.keys)
         loss = self.cross_entropy(own, trainer.labels)
@@ -116,6 +116,8 @@ class TipAdapter(Method):
 class TipAdapterF(TipAdapter):
     "Tip-Adapter whose keys are trained."
     name = 'tip-adapter-f'
+    search = {'train.lr': (.001, .003, .01), 'config.alpha': (1.17, 10.)}
+    epoch_is_step = False
     buffers_saved = ('values',)
 
     def make_keys(self, keys):
@@ -134,11 +136,11 @@ class TipAdapterF(TipAdapter):
             group['lr'] = trainer.lr
         return super().step(trainer, images, labels)
 
+    def prepare(self, trainer):
+        "Fill the cache; there were no keys to train when the trainer began."
+        super().prepare(trainer)
+        trainer.take_weights()
+
     def fit(self, trainer):
-        "Fill the cache, then train its keys."
-        trainer.checkpoint = None                  # the values would be missing in it
-        self.read_shots(trainer)
-        trainer.trained = self.trained()           # there were no keys when the trainer began
-        trainer.optimizer = make_optimizer(trainer.config, trainer.trained.values())
-        trainer.good = trainer.copies()
+        "Train the keys."
         trainer.run()
