@@ -111,15 +111,38 @@ def emoji_concepts(
         concepts.append(Concept(about['classname'], [], about['keywords'], its, 1.))
     return concepts
 
-# %% ../nbs/15_pretraining.ipynb #bb379a9b
+# %% ../nbs/15_pretraining.ipynb #076dbde6
+def _read_corpus(folder):
+    "(index, pictures) of a corpus of icons; whatever is wrong with the folder is one line."
+    folder = Path(folder)
+    for name in ('icons.json', 'planes.npy'):
+        if not (folder/name).is_file():
+            raise ValueError(f'icons: got {str(folder)!r}, which has no {name}; allowed is a '
+                             'folder made by scripts/icons/build_corpus.py')
+    index = read_json(folder/'icons.json')
+    lacking = {'plain', 'names', 'sets', 'categories', 'icons'}-index.keys()
+    if lacking:
+        raise ValueError(f'icons: {folder/"icons.json"} is no list of icons, it has no '
+                         f'{min(lacking)!r}')
+    try:
+        planes = np.load(folder/'planes.npy', mmap_mode='r')
+    except (OSError, ValueError) as e:
+        raise ValueError(f'icons: {folder/"planes.npy"} cannot be read ({type(e).__name__})'
+                         ) from None
+    last = max((row[0] for row in index['icons']), default=-1)
+    needed = last+(4 if last >= index['plain'] else 1)
+    if planes.shape[1:] != (SIZE, SIZE) or len(planes) < needed:
+        raise ValueError(f'icons: {folder/"planes.npy"} has the shape {planes.shape}, needed is '
+                         f'({needed}, {SIZE}, {SIZE})')
+    return index, planes
+
 class Icons:
     "The corpus of icons: pictures and names."
     def __init__(self,
                  folder  # of `scripts/icons/build_corpus.py`
                 ):
         folder = Path(folder)
-        index = read_json(folder/'icons.json')
-        self.planes = np.load(folder/'planes.npy', mmap_mode='r')
+        index, self.planes = _read_corpus(folder)
         self.plain, self.names, self.sets = index['plain'], index['names'], index['sets']
         self.categories, self.rows = index['categories'], index['icons']
         self.digest = file_digest(folder/'icons.json', digits=10)
@@ -259,7 +282,7 @@ def turn_onto(
     u, _, v = torch.linalg.svd(targets.T@features)
     return u@v
 
-# %% ../nbs/15_pretraining.ipynb #1fe5a055
+# %% ../nbs/15_pretraining.ipynb #d1fcb944
 def used_tokens(
     model,       # a model of `build_glyph_clip`
     texts:list
@@ -274,6 +297,14 @@ class Words(NamedTuple):
     targets:Tensor   # (N,D) unit length
     ids:Tensor       # (V,) sorted tokens that occur in training
     rows:Tensor      # (V,D) the tokens' own targets
+
+def _read_kept(path):
+    "What `torch.save` wrote; a torn or foreign file is one line."
+    try:
+        return torch.load(path, weights_only=True, map_location='cpu')
+    except Exception as e:                                # PyTorch raises whatever the bytes lead to
+        raise ValueError(f'{path}: cannot be read as a checkpoint ({type(e).__name__}); delete it '
+                         'to begin anew') from None
 
 def words_of(
     model,            # a model of `build_glyph_clip`
@@ -297,7 +328,7 @@ def words_of(
             targets = targets@turn_onto(targets[:len(some)], now)
         with write_atomically(path) as tmp:
             torch.save(dict(targets=targets, ids=ids), tmp)
-    kept = torch.load(path, weights_only=True)
+    kept = _read_kept(path)
     targets, rows = kept['targets'].split([len(texts), len(kept['ids'])])
     return Words(texts, targets, kept['ids'], rows)
 
@@ -463,20 +494,26 @@ class WeightAverage:
         "Take in the model's weights after a step."
         torch._foreach_lerp_(self.kept, self.now, max(1-self.decay, 9/(10+step)))
 
-# %% ../nbs/15_pretraining.ipynb #eed0045c
+# %% ../nbs/15_pretraining.ipynb #c806fcb6
 class Stopped(KeyboardInterrupt):
     "A run was asked to end; its checkpoint is written."
+    def __init__(self,
+                 message:str,
+                 number:int=signal.SIGINT  # of the signal that asked
+                ):
+        super().__init__(message)
+        self.number = number
 
 class StopOnSignal:
-    "Inside, SIGTERM and SIGINT do no more than set `asked`."
+    "Inside, SIGTERM and SIGINT do no more than set `asked` to their number."
     def __enter__(self):
-        self.asked, self.before = False, {}
+        self.asked, self.before = 0, {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.before[number] = signal.signal(number, self._ask)
         return self
-    def _ask(self, *_):
-        self.asked = True
+    def _ask(self, number, frame):
+        self.asked = number
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -501,7 +538,7 @@ class Stage:
 
     def load(self):
         "Go on where the checkpoint was written."
-        state = torch.load(self.path, weights_only=True, map_location='cpu')
+        state = _read_kept(self.path)
         self.model.load_state_dict(state['model'])
         for optimizer, kept in zip(self.optimizers, state['optimizers']):
             optimizer.load_state_dict(kept)
@@ -535,7 +572,7 @@ class Stage:
                     self.save()
                 if stop.asked and not last:
                     raise Stopped(f'{self.name}: ended after step {self.step:,} of '
-                                  f'{self.steps:,}; goes on from {self.path}')
+                                  f'{self.steps:,}; goes on from {self.path}', stop.asked)
         self.model.load_state_dict(self.average.weights)
         return self.history
 
@@ -558,10 +595,15 @@ class Stage:
         if self.log:
             self.log(self.name, record)
         if not math.isfinite(record['loss']):
-            raise FloatingPointError(f'{self.name}: the loss is {record["loss"]} at step '
-                                     f'{self.step}; the last checkpoint is {self.path}')
+            raise ValueError(f'{self.name}: the loss is {record["loss"]} at step {self.step}; '
+                             f'the last checkpoint is {self.path}')
 
-# %% ../nbs/15_pretraining.ipynb #e80d1d07
+# %% ../nbs/15_pretraining.ipynb #27cc81f5
+def _ignore_signals(worker):
+    "Only the run itself decides when its workers end."
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
 def batches_from(
     dataset,         # its items are batches, one a step
     first:int,       # step
@@ -570,7 +612,8 @@ def batches_from(
 )->DataLoader:
     "Batches of the steps from `first` on."
     return DataLoader(Subset(dataset, range(first, steps)), batch_size=None,
-                      num_workers=workers, prefetch_factor=4 if workers else None)
+                      num_workers=workers, prefetch_factor=4 if workers else None,
+                      worker_init_fn=_ignore_signals)
 
 # %% ../nbs/15_pretraining.ipynb #b723e1e9
 def contrast(
@@ -881,7 +924,7 @@ def steps_in(
             optimizer.step()
     return max(1, int(60*minutes*3/(clock()-began)))
 
-# %% ../nbs/15_pretraining.ipynb #d848e467
+# %% ../nbs/15_pretraining.ipynb #84ae870c
 def _rounded(record):
     "Numbers of a history with four digits behind the point."
     return {name: round(value, 4) for name, value in record.items()}
@@ -952,7 +995,7 @@ def pretrain(
         read = learn_words(model, words, c, folder, **more)
     if minutes:
         path = folder/'pairs.pt'
-        steps = (torch.load(path, weights_only=True)['steps'] if path.exists()
+        steps = (_read_kept(path)['steps'] if path.exists()
                  else steps_in(minutes, model, pairs, clock))
         pairs.c = c = replace(c, steps=steps)
     history = learn_pairs(model, words, pairs, folder, workers, **more)

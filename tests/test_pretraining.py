@@ -3,9 +3,12 @@ import importlib.util
 import io
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,32 +136,95 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model):
     def losses(batch, step):
         return stage.model.logit_scale*math.nan, {}
 
-    with pytest.raises(FloatingPointError, match='pairs: the loss is nan at step 20'):
+    with pytest.raises(ValueError, match='pairs: the loss is nan at step 20'):
         stage.run(range(20), losses)
 
 
-def test_terminated_from_outside(tmp_path):
-    "SIGTERM during the steps: the program ends by itself, with a checkpoint that goes on."
-    folder = stand_in(tmp_path/'run', TINY)
-    program = f"""
+LONG = replace(TINY, steps=100_000)
+PROGRAM = """
+import os, sys
 from dra_nb import pretraining as P
 from dra_nb.weights import GlyphClipConfig
+
+def show(stage, record):
+    children = open(f'/proc/self/task/{os.getpid()}/children').read()
+    print(stage, record['step'], children, flush=True)
+
 c = P.PretrainConfig(model=GlyphClipConfig(32, 32, 2, 16), words_steps=2, words_batch=16,
                      steps=100_000, batch=16, warmup=5, words_every=0)
 try:
-    P.pretrain({str(folder)!r}, c, log=lambda stage, r: print(stage, r['step'], flush=True))
+    P.pretrain(sys.argv[1], c, log=show, workers=1)
 except P.Stopped as e:
     print(e, flush=True)
+    sys.exit(e.number)
 """
-    process = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def long_run(tmp_path):
+    "A run of 100,000 steps in a process group of its own, its folder, and its workers."
+    folder = stand_in(tmp_path/'run', LONG)
+    words = [sys.executable, '-c', PROGRAM, str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    workers = []
     for line in process.stdout:
         if line.startswith('pairs'):
-            process.terminate()
+            workers = [int(word) for word in line.split()[2:]]
             break
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and 'goes on from' in said
+    yield folder, process, workers
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def is_running(pid):
+    "Is there such a process, other than one that nobody has waited for yet?"
+    try:
+        state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except OSError:
+        return False
+    return state != 'Z'
+
+
+def end_of(workers, seconds=60):
+    "Wait for workers to end; those that did not."
+    for _ in range(10*seconds):
+        if not any(map(is_running, workers)):
+            break
+        time.sleep(.1)
+    return list(filter(is_running, workers))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ended_with_all_its_processes(long_run, number):
+    "Ctrl-C reaches the workers, too; the run still writes a checkpoint, and goes on from there."
+    folder, process, workers = long_run
+    assert workers
+    os.killpg(process.pid, number)
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == number and 'goes on from' in said, err
+    assert end_of(workers) == []
     kept = torch.load(folder/'pairs.pt', weights_only=True)
     assert kept['step'] >= 20 and kept['steps'] == 100_000
+    again = P.pretrain(folder, replace(LONG, steps=kept['step']+1))
+    assert glyph_clip_facts(again)['config']['steps'] == kept['step']+1
+
+
+def test_workers_end_with_a_run_that_is_killed(long_run):
+    _, process, workers = long_run
+    assert workers
+    process.kill()
+    process.wait(timeout=60)
+    assert end_of(workers) == []
+
+
+def test_a_torn_checkpoint_is_one_line(tmp_path):
+    folder = stand_in(tmp_path/'run', TINY)
+    (folder/'words.pt').write_bytes(b'PK torn')
+    with pytest.raises(ValueError, match='words.pt: cannot be read as a checkpoint') as error:
+        P.pretrain(folder, TINY)
+    assert '\n' not in str(error.value)
 
 
 @pytest.fixture(scope='module')
