@@ -44,7 +44,7 @@ def _as_ratios(given):
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f'ratios: got {given!r}, allowed numbers in (0,1]') from None
 
-# %% ../nbs/07_dra.ipynb #13beb3e0
+# %% ../nbs/07_dra.ipynb #3519b2e0
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -52,7 +52,9 @@ class DRAConfig(AdapterConfig):
     ratios:tuple = (1., .8, .6, .4)
     noise:str = 'gumbel'                 # on both scores: 'gumbel', 'log-gumbel' (on log a), 'none'
     temperature:float = 1.               # factor on the noise
-    order:str = 'hard'                   # 'hard': W_t, W_c get no gradient; 'soft-sort': they do
+    # 'hard': W_t, W_c get no gradient; 'soft-sort': they do; 'tokens': hard, of the tokens only,
+    # every group keeps the first channels in their own order
+    order:str = 'hard'
     softness:float = 0.1                 # of the relaxed order, in standard deviations
     attention_scale:str = 'd'            # divisor in Eq. 10: 'd' for sqrt(d), 'r' for sqrt(r)
     rescale:str = 'inverse_ratio'        # of kept channels: 1/e, or 'inverse_kept' r/floor(e*r)
@@ -70,7 +72,7 @@ class DRAConfig(AdapterConfig):
             raise ValueError(f'ratios: got {self.ratios} with rank {self.rank}, which keeps {kept}'
                              f' channels; allowed ratios from 1/{self.rank}')
         check_choice('noise', self.noise, ('gumbel', 'log-gumbel', 'none'))
-        check_choice('order', self.order, ('hard', 'soft-sort'))
+        check_choice('order', self.order, ('hard', 'soft-sort', 'tokens'))
         check_choice('attention_scale', self.attention_scale, ('d', 'r'))
         check_choice('rescale', self.rescale, ('inverse_ratio', 'inverse_kept'))
         check_choice('reg_reduction', self.reg_reduction, ('sum', 'mean'))
@@ -91,7 +93,7 @@ class DRAConfig(AdapterConfig):
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
                    outer_relu=False, scale=.3, noise='log-gumbel', temperature=.1)
 
-# %% ../nbs/07_dra.ipynb #e097417a
+# %% ../nbs/07_dra.ipynb #981c90c4
 def adaptation_mask(
     a_t:Tensor,                     # token scores, (B,N)
     a_c:Tensor,                     # channel scores, (B,r)
@@ -109,16 +111,17 @@ def adaptation_mask(
         counts = padding_mask.sum(1)
         low = low.masked_fill(~padding_mask, float('-inf'))        # padding comes last
     token_order = descending_order(low)
-    channel_order = descending_order(s_c.detach())
+    low_c = torch.zeros_like(s_c) if c.order == 'tokens' else s_c.detach()
+    channel_order = descending_order(low_c)                        # of equal ones: their own
     hard = rank_mask(token_order, channel_order, c.ratios, c.rescale, counts, s_t.dtype)
-    if c.order == 'hard':
+    if c.order != 'soft-sort':
         return hard
     P_t = soft_permutation(s_t, c.softness, padding_mask)
     P_c = soft_permutation(s_c, c.softness)
     soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #3a0f851b
+# %% ../nbs/07_dra.ipynb #b441ce20
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (Eq. 19 in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self,
@@ -172,7 +175,7 @@ class DRA(Adapter):
 
     def mask(self, x1, padding_mask, noise):
         "The factor on every feature (Eqs. 10 to 16)."
-        learns = torch.is_grad_enabled() and self.config.order != 'hard'
+        learns = torch.is_grad_enabled() and self.config.order == 'soft-sort'
         with torch.set_grad_enabled(learns):
             a_t, a_c = self.scores(x1, padding_mask)
             return adaptation_mask(a_t, a_c, self.config, noise, padding_mask).to(x1.dtype)
