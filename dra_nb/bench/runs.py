@@ -6,7 +6,7 @@
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'settings_of', 'make_runs', 'grid', 'make', 'ending_cleanly',
            'run_missing', 'bench']
 
-# %% ../../nbs/61_runs.ipynb #0a210014
+# %% ../../nbs/61_runs.ipynb #8bf1f4f3
 import ctypes
 import hashlib
 import itertools
@@ -22,7 +22,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from ..recipes import TrainConfig, resolve_amp, set_fields
 from ..training import TrainingDiverged
 from ..weights import find_device, load_clip, weights_digest
 
-# %% ../../nbs/61_runs.ipynb #a5285d4f
+# %% ../../nbs/61_runs.ipynb #33f5bbd7
 WHERE = ('place', 'target_places', 'root', 'pretrained')
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Run:
         facts = {k: v for k,v in asdict(self).items() if k not in WHERE}
         return json.loads(json.dumps(facts))            # as it will be read back: tuples are lists
 
-    @property
+    @cached_property
     def key(self):
         "The run's name."
         return run_key(self.facts())
