@@ -6,10 +6,11 @@
 __all__ = ['FORMATS', 'to_table', 'number', 'in_order', 'summarize', 'results_table', 'difference_table', 'target_kind',
            'cross_rows', 'cross_table', 'show_gains']
 
-# %% ../../nbs/64_tables.ipynb #ff49b376
+# %% ../../nbs/64_tables.ipynb #6f30f2a8
 import csv
 import io
 import math
+import re
 from itertools import combinations
 
 import tabulate
@@ -21,7 +22,7 @@ from .statistics import (average_over_sets, mean_paired_difference, mean_std,
 from ..data import REAL
 from ..methods import method_names
 
-# %% ../../nbs/64_tables.ipynb #e4edc8a5
+# %% ../../nbs/64_tables.ipynb #1e9b7075
 FORMATS = dict(markdown='pipe', latex='latex_booktabs', text='simple', csv=None)
 
 def to_table(
@@ -29,21 +30,23 @@ def to_table(
     format='markdown',  # one of `FORMATS`
     left=1              # columns that are set flush left; the others flush right
 )->str:                 # empty without rows
-    "Rows as text."
+    "Rows as text; what is between two pairs of asterisks is bold where the format has that."
     if format not in FORMATS:
         raise ValueError(f'format: got {format!r}, allowed are {", ".join(FORMATS)}')
     if not rows:
         return ''
-    head = list(rows[0])
-    cells = []
+    head, cells = list(rows[0]), []
     for row in rows:
-        cells.append([str(row[k]) for k in head])
+        words = [str(row[k]) for k in head]
+        has_bold = format in ('markdown', 'latex')
+        cells.append(words if has_bold else [word.replace('**', '') for word in words])
     if format == 'csv':
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerows([head, *cells])
         return text.getvalue().rstrip('\n')
     sides = ['left']*left + ['right']*(len(head)-left)
-    return tabulate.tabulate(cells, head, FORMATS[format], colalign=sides, disable_numparse=True)
+    made = tabulate.tabulate(cells, head, FORMATS[format], colalign=sides, disable_numparse=True)
+    return re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', made) if format == 'latex' else made
 
 def number(
     mean:float,
