@@ -96,7 +96,7 @@ def test_help_has_an_example_each(capsys):
             main([*command.split(), '--help'])
         said = ' '.join(capsys.readouterr().out.split())
         assert e.value.code == 0 and f'example: dra-nb {command or "demo"}' in said
-    assert list(COMMANDS) == ['fit', 'evaluate', 'predict', 'bench', 'speed', 'demo', 'data', 'pretrain']
+    assert list(COMMANDS) == ['fit', 'evaluate', 'predict', 'bench', 'paper', 'speed', 'demo', 'data', 'pretrain']
 
 
 def test_version(capsys):

@@ -29,7 +29,8 @@ ROOMS = [
     'evaluation',
     'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.speed',
     'bench',
-    'visualization claims pretraining',
+    'visualization drawings claims pretraining',
+    'bench.plan bench.paper',
     'cli',
 ]
 FLOOR = {module: floor for floor, room in enumerate(ROOMS) for module in room.split()}
