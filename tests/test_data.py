@@ -114,7 +114,7 @@ def test_stand_ins_are_named(tmp_path):
     wrong = {'page.jpg': b'<!DOCTYPE html><p>404', 'lfs.jpg': pointer, 'empty.jpg': b'',
              'text.jpg': b'no picture'}
     words = {'page.jpg': 'web page', 'lfs.jpg': 'Git LFS', 'empty.jpg': 'empty',
-             'text.jpg': 'cannot be read as an image', 'gone.jpg': 'no file', 'dir.jpg': 'folder'}
+             'text.jpg': 'cannot be read as an image', 'gone.jpg': 'is not there', 'dir.jpg': 'folder'}
     (tmp_path/'dir.jpg').mkdir()
     for name, content in wrong.items():
         (tmp_path/name).write_bytes(content)

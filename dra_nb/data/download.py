@@ -289,7 +289,7 @@ def what_is_missing(name, # one of `PUBLIC_SETS`
         return f'{name}: {len(items):,} images, expected {sum(known.counts[1:]):,}'
     return ''
 
-# %% ../../nbs/18_download.ipynb #d4924fbb
+# %% ../../nbs/18_download.ipynb #347eef32
 def _base_folder(name, root, source):
     "Where a source goes: into the set where it was found, else where the field expects it."
     try:
@@ -323,10 +323,10 @@ def _get(name, root, source, show):
         return
     kept = folder/'.download'/source.filename
     fetch(source.url, kept, source.digest, show)
-    problem = file_problem(kept).removeprefix(str(kept))
+    problem = file_problem(kept)
     if problem:
         kept.unlink()
-        raise ValueError(f'{source.url}: what came{problem}; it was deleted')
+        raise ValueError(f'{source.url}: what came {problem}; it was deleted')
     if source.is_archive:
         unpack(kept, folder, source.inside)
         kept.unlink()

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['CALTECH_NAMES', 'CALTECH_IGNORED', 'EUROSAT_NAMES', 'MIRROR', 'SPLITS_HOMEPAGE', 'PUBLIC_SETS', 'REAL', 'SetFolders',
-           'read_text_lines', 'stays_within', 'imagenet_classes', 'Counts', 'count', 'PublicSet', 'find_set',
-           'count_differences', 'read_lists', 'load_public', 'check_against_published']
+           'stays_within', 'imagenet_classes', 'Counts', 'count', 'PublicSet', 'find_set', 'count_differences',
+           'read_lists', 'load_public', 'check_against_published']
 
-# %% ../../nbs/17_datasets.ipynb #3bfbe8a5
-import codecs
+# %% ../../nbs/17_datasets.ipynb #1aff0122
 import hashlib
 import os
 import re
@@ -25,7 +24,7 @@ from scipy.io import loadmat
 
 from .items import (
     Dataset, as_dataset, base_new, cut_class, few_shot, is_image_name, read_split)
-from ..files import read_json
+from ..files import read_json, read_text_lines
 
 # %% ../../nbs/17_datasets.ipynb #e80b4a1e
 @dataclass(frozen=True)
@@ -37,19 +36,7 @@ class SetFolders:
     split: Path|None=None  # published split file
     lists: str=''          # whose lists are read: 'published', 'official' or 'own cut'
 
-# %% ../../nbs/17_datasets.ipynb #dedcb3db
-def read_text_lines(path, # text file in UTF-8 or, with its mark, UTF-16
-                   )->list:
-    "The lines of a list, without byte order mark, outer blanks, comments and empty lines."
-    try:
-        raw = Path(path).read_bytes()
-    except OSError:
-        raise ValueError(f'{path}: not there, or not readable') from None
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = raw.decode('utf-16' if utf16 else 'utf-8-sig', errors='replace')
-    lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if line and not line.startswith('#')]
-
+# %% ../../nbs/17_datasets.ipynb #d5fa3ac7
 def _columns(path, count):
     "Every line of a list, cut at blanks into `count` columns."
     rows = []
@@ -178,11 +165,11 @@ def _read_actions(place):
     train, val = _hold_out(rows(lists/'trainlist01.txt'))
     return train, val, rows(lists/'testlist01.txt')
 
-# %% ../../nbs/17_datasets.ipynb #d02f72d1
+# %% ../../nbs/17_datasets.ipynb #fd78d617
 def _matlab(path, variable, *fields):
     "One variable of a MATLAB file, as a list; `fields` are those it must have."
     if not Path(path).is_file():
-        raise ValueError(f'{path}: not there')
+        raise ValueError(f'{path}: no such file')
     try:
         content = loadmat(path, squeeze_me=True)
     except Exception as e:                    # SciPy raises whatever the bytes lead it to
