@@ -109,14 +109,14 @@ def inner_split(
         raise ValueError(f'dataset: {dataset.name} has an image both in test and in train or val')
     return old, dict(base=old, new=new)
 
-# %% ../../nbs/60_protocols.ipynb #50d82280
+# %% ../../nbs/60_protocols.ipynb #f27b0e1b
 @dataclass(frozen=True)
 class Protocol:
     "How a table is made."
     name:str
     split:Callable           # (dataset, shots, seed, targets) → source, tests by name
     recipe:str='base-to-new' # the protocol that methods have a recipe for: this or 'cross'
-    epochs:int=None          # instead of the recipe's
+    passes:float=1.          # the recipe's epochs times this
     targets:tuple=()         # ((source, names of its targets), …); empty: takes no targets
     every_seed:bool=False    # does a seed matter without training?
     may_diverge:bool=False   # does a diverged run count as nothing right?
@@ -147,7 +147,7 @@ _ROWS = (
     Protocol('cross', cross_split, recipe='cross', targets=_ALL),
     Protocol('domain-shift', cross_split, recipe='cross', targets=_SHIFTS),
     # a third of the classes is missing; nine epochs make about as many steps as five with all
-    Protocol('inner-split', inner_split, epochs=9, every_seed=True, may_diverge=True))
+    Protocol('inner-split', inner_split, passes=1.8, every_seed=True, may_diverge=True))
 PROTOCOLS = {p.name: p for p in _ROWS}
 
 def find_protocol(

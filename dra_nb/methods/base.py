@@ -34,7 +34,7 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #03415139
+# %% ../../nbs/55_methods.ipynb #a737ed47
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
@@ -199,9 +199,9 @@ class Method(nn.Module):
             m.reg = torch.stack([part[k] for part in parts]).sum()
         return torch.cat([part[0] for part in parts])
 
-    def in_parts(self, encode)->Tensor:
-        "encode(rows) of all class prompts; with `text_chunk`, some rows at a time in training."
-        total = len(self.prompts.tokens)
+    def in_parts(self, encode, total=None)->Tensor:
+        "encode(rows) of so many class prompts, or all; in training `text_chunk` rows at a time."
+        total = total or self.prompts.tokens.shape[-2]
         size = self.text_chunk
         if not size or total <= size or not torch.is_grad_enabled():
             return encode(slice(None))
@@ -234,7 +234,8 @@ class Method(nn.Module):
     def classify(self, image_features, text_features)->Tensor:
         "Cosines over the temperature (Eq. 7), in full precision."
         with full_precision(self.device):
-            return class_logits(image_features, text_features, self.model.logit_scale)
+            x, w = image_features.to(self.dtype), text_features.to(self.dtype)
+            return class_logits(x, w, self.model.logit_scale)
 
     def logits(self, images)->Tensor:
         "(B,C), before the softmax."

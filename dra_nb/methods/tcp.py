@@ -60,7 +60,7 @@ class TCPConfig:
         "M, number of learned places."
         return self.sentence.count('*')
 
-# %% ../../nbs/28_tcp.ipynb #caa078a3
+# %% ../../nbs/28_tcp.ipynb #6d7b007c
 @register
 class TCP(KgCoOp):
     "KgCoOp with tokens that a net makes from the guide's feature of a class."
@@ -103,7 +103,7 @@ class TCP(KgCoOp):
     def encode(self, rows):
         "Features of some classes; their tokens enter before one block."
         prompts = self.prompts[rows]
-        tokens = self.class_prompts()[rows].to(self.dtype)      # bf16 would spread to all places
+        tokens = self.class_prompts()[rows]
         def before(i, x):
             return fill(x, prompts.slots, tokens) if i == self.config.block else x
         return encode_text(self.model, prompts, self.context, before)

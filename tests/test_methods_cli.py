@@ -1,0 +1,146 @@
+"The same commands for every method: fit, evaluate, predict and bench agree on what was learned."
+import json
+import math
+import re
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dra_nb.bench.results import read_results
+from dra_nb.bench.runs import best_point
+from dra_nb.cli import main
+from dra_nb.methods import METHODS, find_method, method_names
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+
+COLOURS = ('red', 'green', 'deep_blue', 'grey')
+TRAINABLE = [name for name in method_names() if find_method(name)[0].recipe()[1].epochs]
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory):
+    "The words that name a glyph-clip with twelve narrow blocks a tower and random weights."
+    torch.manual_seed(0)
+    config = GlyphClipConfig(embed_dim=32, width=32, layers=12, head_width=16, context=32,
+                             image_size=32)
+    path = tmp_path_factory.mktemp('clip')/'tiny.safetensors'
+    save_glyph_clip(build_glyph_clip(config), path, dict(config=dict(model=asdict(config))),
+                    torch.arange(49408))
+    return '--model', 'glyph-clip', '--pretrained', str(path), '--device', 'cpu'
+
+
+def paint(root, names):
+    "Noise, eight pictures a class."
+    for k,name in enumerate(names):
+        (root/name).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng(10*k+i).integers(0, 90, (32, 32, 3))
+            pixels[..., k % 3] += 150
+            Image.fromarray(pixels.astype('uint8')).save(root/name/f'{i}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    "Four classes."
+    return paint(tmp_path_factory.mktemp('images')/'colours', COLOURS)
+
+
+@pytest.fixture
+def call(capsys, clip):
+    "The program in this process: its standard output; the exit code has to be 0."
+    def call(*words):
+        capsys.readouterr()
+        code = main([*map(str, words), *clip])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+    return call
+
+
+def percent(text):
+    "The accuracy that evaluate prints."
+    return float(re.search(r'([\d.]+) % of', text).group(1))
+
+
+@pytest.mark.parametrize('name', TRAINABLE)
+def test_same_commands(name, call, pictures, tmp_path):
+    "Weights of fit score on both halves what bench writes into its record."
+    short = '--shots', 2, '--train', 'epochs=1'
+    said = call('fit', pictures, '--method', name, '--subset', 'base', '--seed', 1, *short,
+                '--out', tmp_path/'w')
+    assert find_method(name)[0].name in said and (tmp_path/'w'/'weights.safetensors').exists()
+    assert not (tmp_path/'w'/'checkpoint.pt').exists()
+    found = {}
+    for half in ('base', 'new'):
+        found[half] = percent(call('evaluate', pictures, '--subset', half, '--weights',
+                                   tmp_path/'w'))
+    said = call('bench', '--methods', name, '--datasets', pictures, '--seeds', 1, *short,
+                '--out', tmp_path/'r', '--save', tmp_path/'saved', '--workers', 1)
+    metrics = re.search(r'base ([\d.]+)  new ([\d.]+)', said)
+    assert [float(x) for x in metrics.groups()] == [round(found[h], 1) for h in ('base', 'new')]
+    picture = pictures/'grey'/'0.png'
+    answers = []
+    for weights in (tmp_path/'w', next((tmp_path/'saved').iterdir())):
+        answers.append(call('predict', picture, '--weights', weights, '--top', 2))
+    assert answers[0] == answers[1] and answers[0].count('%') == 2
+
+
+def test_zero_shot(call, clip, pictures, tmp_path, capsys):
+    "It has nothing to fit, and says so; the other commands take it."
+    assert main(['fit', str(pictures), '--method', 'zero-shot', '--out', str(tmp_path/'w'),
+                 *clip]) == 2
+    assert 'nothing to train' in capsys.readouterr().err
+    found = percent(call('evaluate', pictures, '--subset', 'new'))
+    said = call('bench', '--methods', 'zero-shot', '--datasets', pictures, '--seeds', 1,
+                '--shots', 2, '--out', tmp_path/'r', '--workers', 1)
+    assert float(re.search(r'new ([\d.]+)', said).group(1)) == round(found, 1)
+    said = call('predict', pictures/'grey'/'0.png', '--classes', 'red,grey')
+    assert said.count('%') == 2
+
+
+def test_small_search(call, tmp_path):
+    "Six runs of a method on the inner split; the best point is what its table has on top."
+    root = paint(tmp_path/'many', [f'colour {letter}' for letter in 'abcdefghijkl'])
+    said = call('bench', '--search', tmp_path/'best.json', '--methods', 'tip-adapter', '--datasets',
+                root, '--seeds', 1, '--shots', 1, '--out', tmp_path/'r', '--workers', 1)
+    assert len(list((tmp_path/'r').glob('*.json'))) == 6
+    rows = [line.split('|')[1:-1] for line in said.splitlines() if line.startswith('|')][2:]
+    hms = [float(row[2]) for row in rows]
+    first = rows[hms.index(max(hms))]
+    chosen = json.loads((tmp_path/'best.json').read_text())
+    assert list(chosen['tip-adapter'].values()) == [float(x) for x in first[:2]]
+
+
+@pytest.mark.parametrize('cls', METHODS.values(), ids=list(METHODS))
+def test_searches_are_equally_large(cls):
+    "Six points each, among settings that the method has; the first one is the default's."
+    if cls.name == 'zero-shot':
+        assert not cls.search
+        return
+    assert math.prod(map(len, cls.search.values())) == 6 and len(cls.search) == 2
+    config, train = cls.recipe(clip='glyph-clip')
+    for name,values in cls.search.items():
+        part, _, key = name.partition('.')
+        known = asdict(train if part == 'train' else config)
+        assert known[key] in values and len(set(values)) == len(values)
+
+
+def test_tuned_settings_are_what_the_records_say():
+    "The packaged file follows from the stored runs by the rule, for every method in it."
+    folder = Path(__file__).parent.parent/'nbs'/'results'/'tuned'
+    records = read_results(folder) if folder.is_dir() else []
+    found = {}
+    for method in dict.fromkeys(r.method for r in records):
+        own = [r for r in records if r.method == method]
+        found[method] = best_point(own, METHODS[method].search)
+    packaged = json.loads((files('dra_nb')/'assets'/'tuned.json').read_text(encoding='utf-8'))
+    assert packaged == found
+
+
+def test_every_method_is_here():
+    assert {find_method(name)[0].name for name in TRAINABLE} == METHODS.keys()-{'zero-shot'}
