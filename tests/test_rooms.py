@@ -23,14 +23,14 @@ ROOMS = [
     'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
     'methods.lfa methods.metaprompt methods.proda '
     'methods.promptsrc methods.clip_lora methods.clip_adapter '
-    'methods.tip_adapter',
+    'methods.tip_adapter methods.control',
     'methods',
     'training',
     'evaluation',
     'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.speed',
     'bench',
     'visualization drawings claims pretraining',
-    'bench.plan bench.paper',
+    'bench.plan bench.paper bench.importance',
     'cli',
 ]
 FLOOR = {module: floor for floor, room in enumerate(ROOMS) for module in room.split()}
