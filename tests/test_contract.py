@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import meta_clip, tiny_open_clip
+from dra_nb.attach import set_step
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy
@@ -313,3 +314,34 @@ def test_half_precision(name, shots, images):
     found = accuracy(method, shots.test, NAMES, TEMPLATE, amp='bf16')
     assert 0 <= found <= 100
     assert all(p.isfinite().all() for p in method.trained().values())
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_chunks_of_prompts_give_the_same_gradients(name, images):
+    "Some class prompts at a time, each part computed again backwards: equal losses and gradients."
+    labels = torch.arange(4) % len(NAMES)
+    # adapters that learn something: with scale 0.001 no difference would show
+    config = find_method(name)[0].recipe(clip='glyph-clip')[0] if name in ('adapter', 'dra') else None
+
+    def gradients(chunk):
+        method = build_method(name, tiny_open_clip(), config=config).train()
+        method.make_room(dict(keys=torch.zeros(4, 32), values=torch.zeros(4, len(NAMES))))
+        method.set_classes(NAMES, TEMPLATE)
+        method.text_chunk = chunk
+        set_step(method.model, (1, 0))
+        torch.manual_seed(0)
+        terms = method.losses(images[:4], labels)
+        parameters = list(method.trained().values())
+        found = torch.autograd.grad(sum(terms.values()), parameters, allow_unused=True)
+        return terms, dict(zip(method.trained(), found))
+
+    terms, whole = gradients(None)
+    assert any(g is not None for g in whole.values())
+    for chunk in (1, 2, 3):
+        parts, found = gradients(chunk)
+        for key, term in terms.items():
+            assert_close(parts[key], term, rtol=1e-5, atol=1e-6)
+        for n, g in whole.items():
+            assert (g is None) == (found[n] is None), n
+            if g is not None:
+                assert (found[n]-g).norm() <= 1e-5*g.norm()+1e-7, (n, chunk)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSES', 'CLIPLoRAConfig', 'LoRAAttention', 'base_classes', 'CLIPLoRA']
 
-# %% ../../nbs/2d_clip_lora.ipynb #218ac11c
+# %% ../../nbs/2d_clip_lora.ipynb #849448ea
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..attach import towers
+from ..attach import Beside, towers
 from ..checks import check_number
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
@@ -32,8 +32,8 @@ class CLIPLoRAConfig:
         check_number('alpha', self.alpha, above=0, most=1e6)
         check_number('dropout', self.dropout, least=0, below=1)
 
-# %% ../../nbs/2d_clip_lora.ipynb #4ab253e1
-class LoRAAttention(nn.Module):
+# %% ../../nbs/2d_clip_lora.ipynb #5575ad20
+class LoRAAttention(Beside):
     "Self-attention of a frozen block with low-rank updates of queries, keys and values."
     def __init__(self,
                  host,                       # the block's `nn.MultiheadAttention`
@@ -47,19 +47,21 @@ class LoRAAttention(nn.Module):
         d, r = host.embed_dim, config.rank
         self.host = host
         self.name = name
+        self.tower = name.split('.')[0]
         self.scale = config.alpha/math.sqrt(r)
         self.dropout = config.dropout
-        self.step = (0, 0)                   # (seed, step) of the run
         first = (2*torch.rand(3, r, d, generator=generator)-1)/math.sqrt(d)
         self.A = nn.Parameter(first.to(host.in_proj_weight))
         self.B = nn.Parameter(torch.zeros(3, d, r).to(host.in_proj_weight))
 
     def low_path(self, x):
         "scale · B A drop(x) for queries, keys and values: (B,N,3d)."
-        seed, step = self.step
-        generator = generator_for(f'dropout {self.name}', seed, step, x.device)
-        shape = 3, *x.shape
-        kept = torch.rand(shape, generator=generator, device=x.device) >= self.dropout
+        generator = None
+        if self.step is not None:
+            generator = generator_for(f'dropout {self.name}', *self.step, x.device)
+        first, total = self.rows or (0, len(x))          # these sequences are a part of so many
+        drawn = torch.rand((3, total, *x.shape[1:]), generator=generator, device=x.device)
+        kept = drawn[:, first:first+len(x)] >= self.dropout
         low = torch.einsum('kbnd,krd->kbnr', x*kept/(1-self.dropout), self.A)
         return self.scale*torch.einsum('kbnr,kdr->bnkd', low, self.B).flatten(2)
 
@@ -75,7 +77,7 @@ class LoRAAttention(nn.Module):
         out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return host.out_proj(out.transpose(1, 2).flatten(2)), None
 
-# %% ../../nbs/2d_clip_lora.ipynb #ed82f660
+# %% ../../nbs/2d_clip_lora.ipynb #95b2caa5
 PASSES = 500*32          # of every class: 500 steps a shot in batches of 32
 
 def base_classes(
@@ -134,13 +136,6 @@ class CLIPLoRA(Method):
             found[f'{name}.B'] = attention.B
         return found
 
-    def train(self, mode=True):
-        "The updates know the mode; the rest of the CLIP stays in evaluation."
-        super().train(mode)
-        for attention in self.updates().values():
-            attention.training = mode
-        return self
-
     def rate(self, lr, step, steps):
         "A cosine at every step, down to 1e-6."
         return 1e-6+.5*(lr-1e-6)*(1+math.cos(math.pi*step/steps))
@@ -149,8 +144,6 @@ class CLIPLoRA(Method):
         trainer.lr = self.rate(trainer.config.lr, trainer.step, trainer.steps)
         for group in trainer.optimizer.param_groups:
             group['lr'] = trainer.lr
-        for attention in self.updates().values():
-            attention.step = (trainer.seed, trainer.step)
         return super().step(trainer, images, labels)
 
     def remove(self):
@@ -158,5 +151,5 @@ class CLIPLoRA(Method):
         for parts in towers(self.model).values():
             for block in parts.blocks:
                 if isinstance(block.attn, LoRAAttention):
-                    block.attn = block.attn.host
+                    block.attn = block.attn.host.eval()
         return super().remove()

@@ -38,7 +38,7 @@ class MetaPromptConfig:
 
 INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', underscores='replaced')
 
-# %% ../../nbs/2a_metaprompt.ipynb #dfc92ab2
+# %% ../../nbs/2a_metaprompt.ipynb #e9dfcd94
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."
@@ -149,8 +149,11 @@ class MetaPrompt(Method):
         classes = classes.to(labels.device)
         hits = labels[:, None] == classes                             # (B,n)
         rows = hits.any(-1)
+        def encode(part):
+            return self.encode_rows(classes[part])
         with trainer.precision():
-            logits = self.classify(frozen[rows], self.encode_rows(classes))
+            text = self.in_parts(encode, len(classes))
+            logits = self.classify(frozen[rows], text)
         return F.cross_entropy(logits, hits[rows].int().argmax(-1))
 
     def trial(self, trainer, loss):

@@ -18,7 +18,7 @@ from .base import Method, register
 from ..recipes import full_precision
 from ..seeds import generator_for
 
-# %% ../../nbs/2b_proda.ipynb #ccddc430
+# %% ../../nbs/2b_proda.ipynb #bc443502
 def difference_variance(
     images,                       # (B,D), unit length
     features,                     # (k,C,D) of sentences, unit length
@@ -34,10 +34,9 @@ def difference_variance(
         total = (along-right).square().sum(0)
     else:
         own = deviations.square().sum(0)                                        # S_cc (C,D)
-        classes, inverse = labels.unique(return_inverse=True)
-        joint = torch.einsum('kcd,kyd->ycd', deviations, deviations[:, classes])
-        spread = own+own[classes][:, None]-2*joint                              # (Y,C,D)
-        total = torch.einsum('bd,bcd->bc', images.square(), spread[inverse])
+        joint = torch.einsum('kcd,kbd->bcd', deviations, deviations[:, labels])
+        spread = own+own[labels][:, None]-2*joint                               # (B,C,D)
+        total = torch.einsum('bd,bcd->bc', images.square(), spread)
     return total/(divisor or len(features))
 
 # %% ../../nbs/2b_proda.ipynb #b97af8c4
@@ -65,7 +64,7 @@ class ProDAConfig:
         end = self.sentences-2*quarter
         return [0]*quarter+[self.length//2]*quarter+[self.length]*end
 
-# %% ../../nbs/2b_proda.ipynb #804374b3
+# %% ../../nbs/2b_proda.ipynb #da759f73
 @register
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
@@ -108,8 +107,9 @@ class ProDA(Method):
         return F.normalize(self.in_parts(encode), dim=-1)
 
     def text_features(self):
-        "The means μ over all sentences."
-        return self.sentence_features().mean(0)
+        "The means μ over all sentences, which are encoded one after the other."
+        means = [self.sentence_features([k]) for k in range(self.config.sentences)]
+        return torch.cat(means).mean(0)
 
     def classify(self, image_features, text_features):
         "Products with the means, which are shorter where sentences disagree."
