@@ -9,12 +9,12 @@ __all__ = ['TABLES', 'NAMES', 'Published', 'published', 'Line', 'PaperTable', 'f
            'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model', 'make_figure4', 'training_rates',
            'efficiency', 'efficiency_table']
 
-# %% ../../nbs/65_paper.ipynb #92ff741f
+# %% ../../nbs/65_paper.ipynb #27747da3
 import csv
 import math
 import statistics
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -192,7 +192,7 @@ def find_table(
         raise ValueError(f'table: got {name!r}, allowed are {", ".join(TABLES)}')
     return TABLES[name]
 
-# %% ../../nbs/65_paper.ipynb #00a7725a
+# %% ../../nbs/65_paper.ipynb #95a407a4
 @dataclass(frozen=True)
 class TablePlan:
     "A table, or a part of it, with its runs."
@@ -204,7 +204,7 @@ class TablePlan:
     pairs:tuple   # (label of the row, `Run`)
     real:bool     # on the paper's data sets?
 
-    @property
+    @cached_property
     def runs(self)->list:
         "All runs, each once, seed by seed."
         runs = dict.fromkeys(run for _,run in self.pairs)

@@ -86,10 +86,11 @@ def passes(
                   4*tokens*image.width*len(image.blocks), 4*text.width*len(text.blocks),
                   4*sum(p.numel() for p in model.parameters()))
 
-# %% ../../nbs/66_plan.ipynb #15d84b9a
+# %% ../../nbs/66_plan.ipynb #e12c8e34
 def _bilinear(values):
     "a, b, c of a·B + b·C + c·B·C, from {(B, C): value} with two B and two C."
-    (b0, b1), (c0, c1) = (sorted({pair[i] for pair in values}) for i in (0, 1))
+    b0, b1 = sorted({b for b,_ in values})
+    c0, c1 = sorted({c for _,c in values})
     mixed = values[b1, c1]-values[b1, c0]-values[b0, c1]+values[b0, c0]
     pair = mixed/((b1-b0)*(c1-c0))
     image = (values[b1, c0]-values[b0, c0])/(b1-b0)-pair*c0
@@ -128,6 +129,7 @@ def _test_cost(kind, preset, clip, classes):
     finally:
         method.remove()
 
+@lru_cache
 def count_cost(
     method:str  # name, perhaps with a preset
 )->Cost:
@@ -208,8 +210,8 @@ def published_size(
     sizes = (share, base), (counts.test-share, counts.classes-base)
     return Size(shots*base, base, sizes, ())
 
-# %% ../../nbs/66_plan.ipynb #32d8dfee
-STAND_IN = 16    # tokens of the longest prompt, where class names are not known
+# %% ../../nbs/66_plan.ipynb #3f3f9668
+STAND_IN = 16    # tokens of the longest prompt, on other CLIPs than glyph-clip
 
 class Work(NamedTuple):
     "What a run takes."
@@ -255,7 +257,7 @@ def work_of(
     train = steps*step+once if recipe.epochs else 0.
     return Work(steps, train, test, unit.weights+kept)
 
-# %% ../../nbs/66_plan.ipynb #a382aad4
+# %% ../../nbs/66_plan.ipynb #7cefa5be
 class Job(NamedTuple):
     "A row on a data set, with all its seeds."
     label:str
@@ -351,6 +353,8 @@ def plan_text(
                      'done': sum(job.done for job in own), 'steps to make': f'{steps:,}',
                      'PFLOP': f'{flops/1e15:,.3g}', 'hours': f'{flops/rate/3600:.3g}',
                      'GiB at most': f'{max(job.work.memory for job in own)/2**30:.1f}'})
+    if format == 'csv':
+        return to_table(rows, format)
     hard = max(jobs, key=lambda job: job.work.memory)
     return (f'{to_table(rows, format)}\n\nHours: {tflops:g} TFLOP/s, of which {share:.0%} are '
             f'reached. The most memory takes {hard.label} on {hard.dataset}.\nFLOPs: passes of '
