@@ -1,6 +1,9 @@
 """Do our methods compute what their authors' code computes?
 
     python tests/official.py FILE.npz …
+    python tests/official.py --table FILE.npz …
+
+The second form prints the largest relative error of every method and quantity as a table.
 
 A file holds numbers of one method on a tiny CLIP whose weights a frozen generator draws. The method
 is built here with the file's settings and parameters, and everything in the file is computed again:
@@ -15,6 +18,7 @@ import re
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -22,7 +26,7 @@ import torch
 from torch.nn import functional as F
 
 from dra_nb.attach import attached
-from dra_nb.clip import image_features, text_features, tokenize
+from dra_nb.clip import encode_text, image_features, text_features, tokenize
 from dra_nb.methods import METHODS
 from dra_nb.methods.lfa import start_matrix
 from dra_nb.methods.proda import difference_variance
@@ -56,7 +60,8 @@ def weight_shapes():
     image, text = WIDTHS['visual.'], WIDTHS['']
     shapes = {
         'logit_scale': (), 'positional_embedding': (CONTEXT, text),
-        'text_projection': (text, JOINT), 'token_embedding.weight': (VOCABULARY, text), 'visual.class_embedding': (image,),
+        'text_projection': (text, JOINT), 'token_embedding.weight': (VOCABULARY, text),
+        'visual.class_embedding': (image,),
         'visual.positional_embedding': ((IMAGE//PATCH)**2 + 1, image), 'visual.proj': (image, JOINT),
         'visual.conv1.weight': (image, 3, PATCH, PATCH)}
     for norm,width in (('ln_final', text), ('visual.ln_pre', image), ('visual.ln_post', image)):
@@ -707,7 +712,40 @@ class MetaPromptCase(Case):
             for version,resting in rests.items():
                 self.changes = dict(second_trial=second, resting_tokens=resting)
                 self.check_episodes(compare, f'episode/{release}_{version}/')
+        self.changes = dict(second_trial='undone', resting_tokens='rest')
+        self.check_parts(compare)
         self.changes = {}
+
+    def check_parts(self, compare):
+        "What an episode is made of: the step before it, both trials, both gradients."
+        arrays, tolerance = self.file.arrays, self.file.tolerance
+        method = self.build()
+        trainer = Steps(method, self.recipe()[0])
+        frozen = method.frozen_image(self.images)
+        loss = sum(method.terms(self.images, frozen, self.labels).values())
+        compare.array('losses', 'episode/outer_loss', loss, arrays['episode/outer_loss'],
+                      tolerance['loss'])
+        trainer.update(loss)
+        for own,official in (('text', 'prompt_learner.ctx'),
+                             ('vision', 'vision_prompt_learner.ctx')):
+            key = f'episode/{own}_after_outer'
+            self.check_change(compare, key, self.mine(method)[official], official)
+        order = torch.from_numpy(arrays['episode/class_split_1'])
+        first = int(arrays['episode/first_half_size'])
+        halves = order[:first], order[first:]
+        start = method.text.detach().clone()
+        for i,(here,there) in enumerate((halves, halves[::-1])):
+            trial = method.half_loss(trainer, frozen, self.labels, there)
+            method.trial(trainer, trial)
+            self.check_change(compare, f'episode/text_moved{i}', method.text, 'prompt_learner.ctx')
+            tested = method.half_loss(trainer, frozen, self.labels, here)
+            gradient, = torch.autograd.grad(tested, method.text)
+            key = f'episode/meta_grad{i}'
+            compare.array('gradients', key, gradient, arrays[key], tolerance['gradient'])
+            for name,got in (('train', trial), ('test', tested)):
+                key = f'episode/inner_{name}_loss{i}'
+                compare.array('losses', key, got, arrays[key], tolerance['loss'])
+            method.text.data.copy_(start)
 
     def check_episodes(self, compare, prefix):
         "The file's halves of the classes, in two iterations."
@@ -852,6 +890,7 @@ class ProDACase(Case):
         self.check_clip(compare)
         method = self.build()
         self.check_features(compare, method)
+        self.check_bounds(compare, method)
         for way,changes in self.ways.items():
             method.config = self.config(**changes)
             self.check_way(compare, method, way)
@@ -863,12 +902,31 @@ class ProDACase(Case):
         value = self.file.tolerance['value']
         w = method.sentence_features()
         x = F.normalize(method.image_features(self.images), dim=-1)
+        plain = encode_text(method.model, method.nameless, method.context[:, None]).squeeze(-2)
         found = dict(text_features=w.transpose(0, 1), image_features=x, mean_weights=w.mean(0),
+                     image_features_raw=method.image_features(self.images),
+                     plain_features_raw=plain, plain_features=F.normalize(plain, dim=-1),
                      logits=method.logits(self.images), loss_div=method.likeness())
         for short,form in dict(full='full', diag='diagonal').items():
             found[f'sigma2_{short}'] = difference_variance(x, w, self.labels, form)
         for key,got in found.items():
             compare.array('features and variances', key, got, self.arrays[key], value)
+
+    def check_bounds(self, compare, method):
+        "The bound with both forms of the covariance and all divisors; the loss without it."
+        arrays, tolerance = self.file.arrays, self.file.tolerance['loss']
+        for short,form in dict(full='full', diag='diagonal').items():
+            for more,name in ((-1, 'K-1'), (0, 'K'), (1, 'K+1')):
+                method.config = self.config(covariance=form, divisor_more=more)
+                got = F.cross_entropy(method.bound(self.images, self.labels), self.labels)
+                key = f'loss_upper_{short}_{name}'
+                compare.array('losses', key, got, arrays[key], tolerance)
+        method.config = self.config()
+        mean = method.logits(self.images)
+        compare.array('logits', 'logits_mean', mean, arrays['logits_mean'],
+                      self.file.tolerance['value'])
+        compare.array('losses', 'loss_mean', F.cross_entropy(mean, self.labels),
+                      arrays['loss_mean'], tolerance)
 
     def check_way(self, compare, method, way):
         "One form of the bound: its logits, losses and gradient."
@@ -997,16 +1055,16 @@ class LFACase(Case):
 
 # ---- the command --------------------------------------------------------------------------------
 
-def check_file(path):
-    "All settings of a file: lines to print, and keys that nothing was compared with."
+def compare_file(path):
+    "All settings of a file: their comparisons, and keys that nothing was compared with."
     file = OfficialFile(path)
     cls = case_of(file)
     settings = cls.settings(file)
-    lines, compared = [], set(cls.uncompared)
+    comparisons, compared = [], set(cls.uncompared)
     for setting in settings:
         compare = Comparison(f'{file.method} {setting}'.strip())
         cls(file, setting).check(compare)
-        lines += compare.lines()
+        comparisons.append(compare)
         compared |= compare.compared
     left = []
     for key in file.arrays:
@@ -1015,24 +1073,62 @@ def check_file(path):
             bare = bare.replace(f'{setting}/', '', 1) if setting else bare
         if not compared & {key, bare} and not bare.startswith('param/'):
             left.append(key)
+    return comparisons, left
+
+
+def check_file(path):
+    "The same as lines to print."
+    comparisons, left = compare_file(path)
+    lines = []
+    for compare in comparisons:
+        lines += compare.lines()
     return lines, left
 
 
-def main(paths):
+COLUMNS = ('plain CLIP', 'features', 'logits', 'losses', 'gradients', 'change by the steps',
+           'logits after the steps', 'float64')
+
+
+def table_rows(compared):
+    "Method → its comparisons as lines of a Markdown table: the largest error of every quantity."
+    lines = ['| method | numbers | '+' | '.join(COLUMNS)+' | others |',
+             '|:--|--:|'+'--:|'*(len(COLUMNS)+1)]
+    for path,comparisons in compared.items():
+        worst, count = {}, 0
+        for compare in comparisons:
+            for group,(number, _, deviation, *_) in compare.groups.items():
+                column = group if group in COLUMNS else 'others'
+                worst[column] = max(worst.get(column, 0.), deviation)
+                count += number
+        cells = [f'{worst[c]:.0e}' if c in worst else '' for c in (*COLUMNS, 'others')]
+        lines.append(f'| {Path(path).stem} | {count} | '+' | '.join(cells)+' |')
+    return lines
+
+
+def main(words):
     "Exit code 0 if every file agrees."
+    as_table = words[:1] == ['--table']
+    paths = words[1:] if as_table else words
     if not paths:
-        print('usage: python tests/official.py FILE.npz …')
+        print('usage: python tests/official.py [--table] FILE.npz …')
         return 2
     torch.set_num_threads(1)
+    compared = {}
     for path in paths:
         try:
-            lines, left = check_file(path)
+            comparisons, left = compare_file(path)
         except Deviation as deviation:
             print(deviation)
             return 1
-        print(*lines, sep='\n')
+        compared[str(path)] = comparisons
+        if as_table:
+            continue
+        for compare in comparisons:
+            print(*compare.lines(), sep='\n')
         if left:
             print(f'{path}: not compared: {", ".join(left)}')
+    if as_table:
+        print(*table_rows(compared), sep='\n')
     return 0
 
 

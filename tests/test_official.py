@@ -72,3 +72,41 @@ def test_other_seeds_names_and_sizes(tmp_path):
         arrays[key] = value.detach().numpy()
     np.savez(path, **arrays)
     assert check_file(path)[1] == []
+
+
+def test_the_table(capsys):
+    "A line a file, the largest error of every quantity in it."
+    assert main(['--table', str(FILES[0].parent/'coop.npz')]) == 0
+    head, _, row = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines()]
+    found = dict(zip([word.strip() for word in head], [word.strip() for word in row]))
+    assert found['method'] == 'coop' and int(found['numbers']) > 10
+    assert 0 < float(found['gradients']) < 1e-4 and 0 < float(found['logits']) < 1e-4
+
+
+def permuted(path, target, order):
+    "The file as it would be with its classes in another order."
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    meta = json.loads(str(arrays['meta']))
+    C, place = len(order), np.argsort(order)
+    for key,value in arrays.items():
+        name = key.removeprefix('f64/').rpartition('/')[2]
+        if 'logits' in name and value.ndim == 2 and not key.startswith(('param', 'grad')):
+            arrays[key] = value[:, order]
+        elif name.startswith(('tokens', 'text_features', 'guide_', 'class_prompts', 'teacher_text')):
+            arrays[key] = value[order] if len(value) == C else value
+    meta['classnames'] = [meta['classnames'][k] for k in order]
+    if 'labels' in arrays:
+        arrays['labels'] = place[arrays['labels']]
+    if 'labels' in meta:
+        meta['labels'] = [int(place[label]) for label in meta['labels']]
+    arrays['meta'] = np.array(json.dumps(meta))
+    np.savez_compressed(target, **arrays)
+    return target
+
+
+@pytest.mark.parametrize('name', ['kgcoop', 'tcp'])
+def test_classes_in_another_order(name, tmp_path):
+    "Losses, gradients and steps do not know the order; logits and text features move with it."
+    path = permuted(FILES[0].parent/f'{name}.npz', tmp_path/'other.npz', [3, 0, 6, 5, 1, 2, 4])
+    assert check_file(path)[1] == []

@@ -29,8 +29,9 @@ ROOMS = [
     'evaluation',
     'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.speed',
     'bench',
-    'visualization drawings claims pretraining',
+    'visualization claims pretraining',
     'bench.plan bench.paper bench.importance',
+    'drawings',
     'cli',
 ]
 FLOOR = {module: floor for floor, room in enumerate(ROOMS) for module in room.split()}
