@@ -232,22 +232,38 @@ class _Lines:
     def after_fit(self, trainer):
         pass
 
-# %% ../nbs/14_cli.ipynb #a2d42e7f
+# %% ../nbs/14_cli.ipynb #44a11c18
 def _clip_facts(args):
     "What names a CLIP."
     from dra_nb.weights import weights_digest
     digest = weights_digest(args.model, args.pretrained)
     return dict(name=args.model, pretrained=args.pretrained, digest=digest)
 
-def _check_folder(folder):
+def _check_folder(folder, name='out'):
     "Refuse a place where no folder can be made or written to, before any work."
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f'out: got {str(folder)!r}, which is no folder; allowed is a folder, or '
-                         'a new name')
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        raise ValueError(f'{name}: got {str(folder)!r}, which is no folder; allowed is a folder, '
+                         'or a new name')
+    _check_place(folder, name)
+
+def _check_place(path, name='out'):
+    "Refuse a path below something that is no folder, or cannot be written to."
+    path = Path(path)
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if there != path and not there.is_dir():
+        raise ValueError(f'{name}: got {str(path)!r}, but {there} is no folder')
     if not os.access(there, os.W_OK):
-        raise ValueError(f'out: got {str(folder)!r}, but {there} cannot be written to')
+        raise ValueError(f'{name}: got {str(path)!r}, but {there} cannot be written to')
+
+def _check_file(path):
+    "Refuse a place where no line can be added to a file, before any work."
+    if path is None:
+        return
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f'out: got {path!r}, which is no regular file; allowed is a file, or a '
+                         'new name')
+    _check_place(path)
 
 def _fit(args):
     "Train and save."
@@ -358,7 +374,7 @@ def _with_weights(args):
     model = _load_model(args)
     return load_method(args.weights, model) if args.weights else model
 
-# %% ../nbs/14_cli.ipynb #72a754ac
+# %% ../nbs/14_cli.ipynb #ef46f08f
 def _evaluate(args):
     "Print the accuracy on the test images."
     from dra_nb.bench.results import versions
@@ -366,6 +382,7 @@ def _evaluate(args):
     from dra_nb.data.images import check_images_exist
     from dra_nb.evaluation import accuracy, append_result
     _check_model(args)
+    _check_file(args.out)
     facts = _facts(args)
     data = _subset(load_dataset(args.dataset, args.root), args.subset)
     template = args.template or facts.get('template', 'field')
@@ -559,7 +576,7 @@ def _plan(args, methods, datasets, seeds, shots=16):
                           args.device)
     return runs
 
-# %% ../nbs/14_cli.ipynb #0a9ce845
+# %% ../nbs/14_cli.ipynb #86c3afef
 BENCH_METHODS = ('zero-shot', 'adapter', 'dra-paper', 'dra')    # compared if none are named
 
 def _sources(args):
@@ -616,6 +633,8 @@ def _bench(args):
     from dra_nb.methods import find_method
     _check_model(args)
     _check_folder(args.out)
+    if args.save:
+        _check_folder(args.save, 'save')
     methods = args.methods or BENCH_METHODS
     for method in methods:
         find_method(method)
@@ -803,13 +822,14 @@ def _paper_arguments(parser):
 COMMANDS['paper'] = Command("a table or figure of the paper, with the paper's numbers beside it",
                             'dra-nb paper table1 --plan', _paper_arguments, _paper)
 
-# %% ../nbs/14_cli.ipynb #b6701eff
+# %% ../nbs/14_cli.ipynb #acac6841
 def _speed(args):
     "Measure and print."
     from dra_nb.bench.speed import speed, speed_table
     from dra_nb.evaluation import append_result
     from dra_nb.weights import find_device
     find_device(args.device)
+    _check_file(args.out)
     record = speed(args.model, args.pretrained, args.device)
     append_result(args.out, record)
     print(f'{speed_table(record["rows"])}\n\n{record["device"]}; added to {args.out}')

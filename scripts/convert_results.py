@@ -47,7 +47,8 @@ def convert(old):
 def main(old_folder, new_folder):
     for path in sorted(Path(old_folder).glob('*.jsonl')):
         lines = path.read_text(encoding='utf-8').splitlines()
-        found = [parse_json(line, f'{path}, line {i}') for i,line in enumerate(lines, 1) if line.strip()]
+        found = [parse_json(line, f'{path}, line {i}') for i,line in enumerate(lines, 1)
+                 if line.strip()]
         records = [convert(record) for record in found if 'key' in record]
         if not records:
             print(f'{path.name}: no runs, left as it is')

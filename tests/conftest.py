@@ -11,7 +11,8 @@ from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 def tiny_clip(layers=4, seed=0):
     "A CLIP of glyph-clip's kind, four blocks a tower, 32 pixels, random weights."
     torch.manual_seed(seed)
-    shape = GlyphClipConfig(embed_dim=32, width=32, layers=layers, head_width=16, context=20, image_size=32)
+    shape = GlyphClipConfig(embed_dim=32, width=32, layers=layers, head_width=16, context=20,
+                            image_size=32)
     return build_glyph_clip(shape).eval()
 
 

@@ -25,7 +25,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp('world')
     for k in range(6):
         save_images(folder/'own'/f'class {k}', 6, 10*k, (20, 20))
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
+                            image_size=16)
     torch.manual_seed(0)
     clip = folder/'clip.safetensors'
     facts = dict(config=dict(model=asdict(shape)))
@@ -97,7 +98,8 @@ def test_keys_follow_what_is_read(world, tmp_path):
     assert len({key(), key(shots=1), key(config=dict(rank=8)), key(train=dict(amp='bf16'))}) == 4
     other = tmp_path/'other.safetensors'
     torch.manual_seed(1)
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
+                            image_size=16)
     facts = dict(config=dict(model=asdict(shape)))
     save_glyph_clip(build_glyph_clip(shape), other, facts, torch.arange(1000))
     assert key(pretrained=str(other)) != key()
@@ -137,7 +139,8 @@ if __name__ == '__main__':
     print(len(list_of_runs), flush=True)
     made = []
     try:
-        run_missing(list_of_runs, folder, workers, show=lambda record, n, of: made.append(record.key))
+        run_missing(list_of_runs, folder, workers,
+                    show=lambda record, n, of: made.append(record.key))
     except KeyboardInterrupt:
         sys.exit(130)
     print(json.dumps(made), flush=True)
@@ -199,7 +202,7 @@ def test_ends_cleanly(world, tmp_path, number, workers):
     expected = {signal.SIGTERM: (143,), signal.SIGKILL: (-9,), signal.SIGINT: (130,)}
     assert p.returncode in expected[number], err
     wait_for(lambda: not in_session(p.pid), 30)                 # no worker is left behind
-    done = read_results(folder, pytest.fail)                    # what is finished is kept, and whole
+    done = read_results(folder, pytest.fail)          # what is finished is kept, and whole
     assert 0 < len(done) < 8
     claims = list(folder.glob('.*.claim'))
     assert not claims or number == signal.SIGKILL
@@ -239,7 +242,8 @@ def test_a_cluster_loses_nothing(world, tmp_path, monkeypatch):
         thread.join()
         assert lost and lost[0] < len(runs)
         assert numbers(made) == numbers(serial)
-        assert sorted(r.key for r in read_results(folder, pytest.fail)) == sorted(r.key for r in runs)
+        found = sorted(r.key for r in read_results(folder, pytest.fail))
+        assert found == sorted(r.key for r in runs)
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()

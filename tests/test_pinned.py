@@ -1,7 +1,8 @@
 """Learning happens: one run of the stored table, made again.
 
-A rate divided by a thousand, a frozen adapter or a mask that lets nothing pass would still give base accuracies above chance;
-here the run must come within two points of its record, and train better than it began."""
+A rate divided by a thousand, a frozen adapter or a mask that lets nothing pass would still give
+base accuracies above chance; here the run must come within two points of its record, and train
+better than it began."""
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_vehicles(name):
     method = build_method(name, load_clip('glyph-clip', device='cpu'), seed=1)
     found = base_to_new(method, load_dataset('vehicles'), seed=1)
     for part in ('base', 'new'):
-        assert abs(found['metrics'][part]-record.metrics[part]) <= 2, (part, found['metrics'], record.metrics)
+        difference = found['metrics'][part]-record.metrics[part]
+        assert abs(difference) <= 2, (part, found['metrics'], record.metrics)
     first, last = found['history'][0], found['history'][-1]
     assert last['ce'] < .8*first['ce'] and last['accuracy'] > first['accuracy']+5

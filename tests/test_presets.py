@@ -1,4 +1,4 @@
-"The defaults of the adapter and of DRA on a CLIP that is not glyph-clip: gentle when attached, gentle at the first step."
+"The defaults of adapter and DRA on other CLIPs than glyph-clip: gentle at first, and in a step."
 import open_clip
 import pytest
 import torch

@@ -19,7 +19,8 @@ def world(tmp_path_factory):
     for name,classes in (('source', 12), ('target', 4)):
         for k in range(classes):
             save_images(folder/name/f'class {k:02}', 8, 100*k, (20, 20))
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
+                            image_size=16)
     torch.manual_seed(0)
     facts = dict(config=dict(model=asdict(shape)))
     save_glyph_clip(build_glyph_clip(shape), folder/'clip.safetensors', facts, torch.arange(1000))
@@ -27,7 +28,8 @@ def world(tmp_path_factory):
 
 
 def settings(world):
-    return dict(datasets=[str(world/'source')], pretrained=str(world/'clip.safetensors'), shots=2, device='cpu')
+    return dict(datasets=[str(world/'source')], pretrained=str(world/'clip.safetensors'), shots=2,
+                device='cpu')
 
 
 def test_across_sets(world, tmp_path):
@@ -36,8 +38,10 @@ def test_across_sets(world, tmp_path):
     records = bench(folder=tmp_path, **table)
     assert len(records) == 3
     for r in records:
-        assert list(r.metrics) == ['source', 'target'] and r.counts['train'] == 24      # all classes
-        assert r.method == 'zero-shot' or (r.run['config']['start'], r.run['train']['epochs']) == (7, 1)
+        assert list(r.metrics) == ['source', 'target']
+        assert r.counts['train'] == 24                              # all classes
+        if r.method != 'zero-shot':
+            assert (r.run['config']['start'], r.run['train']['epochs']) == (7, 1)
     assert bench(folder=tmp_path, **table) == records
 
 
@@ -54,15 +58,18 @@ def test_settings_are_searched_without_test_images(world, tmp_path, monkeypatch)
     whole = bench_runs.train_and_test
 
     def train_and_test(method, source, tests, *rest):
-        seen.update(o.path for part in (source.train, *(t.test for t in tests.values())) for o in part)
+        for part in (source.train, *(t.test for t in tests.values())):
+            seen.update(o.path for o in part)
         return whole(method, source, tests, *rest)
 
     monkeypatch.setattr(bench_runs, 'train_and_test', train_and_test)
-    base = make_runs(['adapter'], seeds=[1], protocol='inner-split', train=dict(epochs=1), **settings(world))
+    base = make_runs(['adapter'], seeds=[1], protocol='inner-split', train=dict(epochs=1),
+                     **settings(world))
     tried = grid(base, {'config.scale': (.1, .3), 'train.lr': (.01, .1)})
     records = run_missing(tried, tmp_path)
     assert len(records) == len(read_results(tmp_path)) == 4
-    assert {(r.run['config']['scale'], r.run['train']['lr']) for r in records} == {(a, b) for a in (.1, .3) for b in (.01, .1)}
+    pairs = {(r.run['config']['scale'], r.run['train']['lr']) for r in records}
+    assert pairs == {(.1, .01), (.1, .1), (.3, .01), (.3, .1)}
     dataset, _ = find_dataset(str(world/'source'))
     assert seen and not seen & {o.path for o in dataset.test}
     assert seen < {o.path for o in dataset.train+dataset.val}
@@ -82,5 +89,6 @@ def test_in_a_search_a_setting_that_diverges_counts_as_nothing_right(world, monk
 
 
 def test_every_seed_plays_another_third(world):
-    runs = make_runs(['zero-shot', 'adapter'], seeds=[1, 2, 3], protocol='inner-split', **settings(world))
-    assert len(runs) == 6                                        # untrained methods too: the classes change
+    runs = make_runs(['zero-shot', 'adapter'], seeds=[1, 2, 3], protocol='inner-split',
+                     **settings(world))
+    assert len(runs) == 6                   # untrained methods too: the classes change

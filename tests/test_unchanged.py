@@ -1,8 +1,9 @@
-"""The numbers of the code before it was cut into rooms, for what must not change (stored at 47912b2).
+"""The numbers of the code before it was cut into rooms, for what must not change.
 
-`before.safetensors`: outputs, regularizers and gradients of adapter and DRA modules with given noise, and losses and logits of
-a tiny CLIP that carries them, computed in double precision and stored in single. `zero_shot.json`: right answers of glyph-clip
-on the test images of the embedded sets. The few-shot draws are pinned in test_public.py."""
+They were stored at commit 47912b2. `before.safetensors`: outputs, regularizers and gradients of
+adapter and DRA modules with given noise, and losses and logits of a tiny CLIP that carries them,
+computed in double precision and stored in single. `zero_shot.json`: right answers of glyph-clip on
+the test images of the embedded sets. The few-shot draws are pinned in test_public.py."""
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def test_module(name):
 
 
 def clip():
-    shape = GlyphClipConfig(embed_dim=16, width=24, layers=4, head_width=8, context=16, image_size=32)
+    shape = GlyphClipConfig(embed_dim=16, width=24, layers=4, head_width=8, context=16,
+                            image_size=32)
     model = build_glyph_clip(shape).eval()
     with torch.no_grad():
         for i,(n, p) in enumerate(sorted(model.named_parameters())):
@@ -104,7 +106,8 @@ def test_model(name):
         fill(m, 50+i, .3)
         m.train()
     images = numbers(8, (4, 3, 32, 32))
-    tokens = model.tokenizer([f'a photo of a {n}.' for n in ('cat', 'fire engine', 'high-speed train')])
+    names = 'cat', 'fire engine', 'high-speed train'
+    tokens = model.tokenizer([f'a photo of a {n}.' for n in names])
     with set_valid(model, real_tokens(tokens)):
         text = model.encode_text(tokens)
     logits = class_logits(model.encode_image(images), text, model.logit_scale)

@@ -28,7 +28,8 @@ from dra_nb.data.glyphs import artwork, drawings_for_pretraining
 
 PACKAGE = '@iconify/json'
 VERSION = '2.2.535'
-SHA512 = ('nAV60ACUSHwnsb6fsp+letHlNkrwO4vzBtcC6B4EDHErQQfezk7E3nJdnwJjve6OCfMNO0uVT5Vrgna9/NCmXw==')
+SHA512 = ('nAV60ACUSHwnsb6fsp+letHlNkrwO4vzBtcC6B4EDHErQQfezk7E3nJdnwJjve6O'
+          'CfMNO0uVT5Vrgna9/NCmXw==')
 SIZE = 64
 UNSEEN = 20           # one name in so many is never captioned
 COPY = .97            # correlation of two pictures from which on one is a near copy of the other
