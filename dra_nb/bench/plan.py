@@ -86,7 +86,7 @@ def passes(
                   4*tokens*image.width*len(image.blocks), 4*text.width*len(text.blocks),
                   4*sum(p.numel() for p in model.parameters()))
 
-# %% ../../nbs/66_plan.ipynb #e12c8e34
+# %% ../../nbs/66_plan.ipynb #c376e063
 def _bilinear(values):
     "a, b, c of a·B + b·C + c·B·C, from {(B, C): value} with two B and two C."
     b0, b1 = sorted({b for b,_ in values})
@@ -163,7 +163,8 @@ def stored_costs()->dict:
     text = (files('dra_nb')/'assets'/'paper'/'costs.csv').read_text(encoding='utf-8')
     found = {}
     for row in csv.DictReader(text.splitlines()):
-        found[row.pop('method')] = Cost(**{k: float(v) for k,v in row.items()})
+        name = row.pop('method')
+        found[name] = Cost(**{k: float(v) for k,v in row.items()})
     return found
 
 def cost_of(
