@@ -4,15 +4,19 @@
     python scripts/site.py readme             README.md from nbs/index.ipynb
 
 nbdev prepares the notebooks in _proc/, and smalldocs renders them by _quarto.yml, as Quarto would.
-Done here is what neither does: pages named without their numbers, KaTeX from the site itself, an
-anchor at each of the paper's equations, and no link that leads nowhere.
+Done here is what neither does: exported code is shown, pages are named without their numbers, KaTeX
+comes from the site itself, each of the paper's equations has an anchor, no link leads nowhere,
+pictures, buttons and tables say what they are, and every page leads to its notebook.
 """
+import ast
 import contextlib
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
+from html import escape, unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +104,98 @@ def readme(root=ROOT):
         if marks.get('output') != 'false':
             parts += map(output_markdown, shown_outputs(cell))
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+# The code of a page
+
+EXPORTS = ('export', 'exporti', 'exports')
+SHOWN = '#| code-fold: show\n#| code-summary: "Exported source"\n'     # nbdev puts it in front
+LONG = 30       # lines; the source of a longer definition is folded, but on pages about methods
+METHODS = re.compile('0[0-8]_|2')
+
+
+def only_imports(code):
+    "Whether a cell does nothing but import."
+    try:
+        body = ast.parse(code).body
+    except SyntaxError:     # IPython's own notation
+        return False
+    return bool(body) and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in body)
+
+
+def fold(code, summary):
+    return f'#| code-fold: true\n#| code-summary: "{summary}"\n{code}'
+
+
+def show_code(cells):
+    "The cells of a notebook for nbdev: nothing exported is hidden, imports in a row are one box."
+    shown = []
+    imports = None      # the cell of imports that ends `shown`
+    for cell in cells:
+        if cell['cell_type'] != 'code':
+            shown.append(cell)
+            imports = None
+            continue
+        marks, code = directives(joined(cell['source']))
+        if 'hide' in marks or 'default_exp' in marks or marks.get('echo') == 'false':
+            shown.append(cell)
+            continue
+        if only_imports(code):
+            if imports:
+                before = directives(imports['source'])[1]
+                imports['source'] = fold(f'{before}\n{code}', 'Imports')
+                continue
+            imports = cell | {'source': fold(code, 'Imports'), 'outputs': []}
+            shown.append(imports)
+            continue
+        imports = None
+        if any(name in marks for name in EXPORTS):
+            lines = [f'#| {name}: {value}' for name, value in marks.items() if name not in EXPORTS]
+            source = '\n'.join(['#| exports', *lines, code])
+            cell = cell | {'source': source}
+        shown.append(cell)
+    return shown
+
+
+def documented(cell):
+    "The name that a cell made by nbdev documents, or nothing."
+    found = re.search(r'^show_doc\((\w+)\)', joined(cell['source']), re.M)
+    return found[1] if found and cell['cell_type'] == 'code' else None
+
+
+def entry_heading(name):
+    source = f'### {name} {{#{name} .entry}}'
+    return dict(cell_type='markdown', id=f'entry-{name}'.lower(), metadata={}, source=source)
+
+
+def show_entries(cells, methods):
+    """Cells that nbdev prepared, each definition once: its source under its name.
+
+    Only where the source is folded, signature and docstring stand before it.
+    """
+    shown = []
+    waiting = list(cells)
+    while waiting:
+        cell = waiting.pop(0)
+        source = joined(cell['source'])
+        if not source.startswith(SHOWN):
+            shown.append(cell)
+            continue
+        marks, code = directives(source.removeprefix(SHOWN))
+        names = re.findall(r'^(?:class|def|async def) (\w+)', code, re.M)
+        docs = []
+        while shown and documented(shown[-1]) in names:
+            docs.insert(0, shown.pop())
+        while waiting and documented(waiting[0]) in names:
+            docs.append(waiting.pop(0))
+        folded = marks.get('code-fold') == 'true'
+        if folded or docs and not methods and code.count('\n') >= LONG:
+            shown += docs
+            code = fold(code, f'Source of {", ".join(names)}')
+        else:
+            shown += [entry_heading(documented(doc)) for doc in docs]
+        shown.append(cell | {'source': code})
+    return shown
 
 
 # The pages
@@ -193,12 +289,68 @@ def link_equations(html, homes):
     return head + ''.join(parts)
 
 
+FIGURE = re.compile(r'<figure\b.*?</figure>', re.S)
+CAPTION = re.compile(r'<figcaption[^>]*>(.*?)</figcaption>', re.S)
+PICTURE = re.compile(r'<(img|svg)\b(?![^>]*\b(?:alt|aria-label)="[^"])')
+TAGS = re.compile(r'<[^>]*>')
+NOTEBOOK = (
+    '<p class="notebook">This page is a notebook: <a href="notebooks/{name}" download>{name}</a>. '
+    'Run it with <code>python3 scripts/run.py lab {stem}</code>.</p>')
+SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
+# what a page does once it is there: the menu shows where one is, a wide equation gets smaller
+SCRIPT = """<script>
+(() => {
+  const here = document.querySelector('#quarto-sidebar a.active');
+  const menu = document.querySelector('#quarto-sidebar');
+  const show = () => {
+    if (!here) return;
+    const place = here.getBoundingClientRect().top - menu.getBoundingClientRect().top;
+    if (place > menu.clientHeight - 40 || place < 0) menu.scrollTop += place - menu.clientHeight/3;
+  };
+  const fit = () => document.querySelectorAll('.math.display').forEach(box => {
+    box.style.fontSize = '';
+    const room = box.clientWidth, need = box.scrollWidth;
+    if (room && need > room + 1) box.style.fontSize = Math.max(.45, .98*room/need) + 'em';
+  });
+  addEventListener('load', () => { show(); fit(); });
+  addEventListener('resize', fit);
+})();
+</script>"""
+
+
+def describe_pictures(html):
+    "Give every picture in a figure its caption as the text that is read instead."
+    def one(match):
+        caption = CAPTION.search(match[0])
+        if not caption:
+            return match[0]
+        text = escape(unescape(TAGS.sub('', caption[1])).strip())
+        words = {'img': f'alt="{text}"', 'svg': f'role="img" aria-label="{text}"'}
+        return PICTURE.sub(lambda found: f'<{found[1]} {words[found[1]]}', match[0])
+
+    return FIGURE.sub(one, html)
+
+
+def help_readers(html, name):
+    "Say what pictures, buttons and table heads are; a way past the menu and to the notebook."
+    html = describe_pictures(html)
+    html = html.replace('<button title="Copy to Clipboard"',
+                        '<button title="Copy to Clipboard" aria-label="Copy this code"')
+    html = re.sub(r'<th(?=[\s>])(?![^>]*\bscope=)', '<th scope="col"', html)
+    html = re.sub(r'(<body\b[^>]*>)', lambda match: match[1] + SKIP, html, count=1)
+    line = NOTEBOOK.format(name=name, stem=Path(name).stem)
+    head, end, rest = html.rpartition('</main>')
+    html = head + line + end + rest
+    return html.replace('</body>', f'{SCRIPT}\n</body>')
+
+
 def finish(out, notebooks):
     "Turn what smalldocs wrote into the site."
     names = page_names(notebooks)
     for path in (out/'site_libs/themes').rglob('*.css'):
         write(path, FONTS.sub('', read(path)))
     pages, homes, anchors = {}, {}, {}
+    sources = {page_name(notebook): notebook for notebook in notebooks}
     for numbered, page in sorted(names.items()):
         html = read(out/numbered)
         if re.match('0[1-8]_', numbered):
@@ -208,7 +360,8 @@ def finish(out, notebooks):
         (out/numbered).unlink()
     for page, html in pages.items():
         html = localize(settle(html, names, anchors), names)
-        write(out/page, link_equations(html, homes))
+        html = help_readers(link_equations(html, homes), sources[page])
+        write(out/page, html)
     write(out/'search.json', localize(read(out/'search.json'), names))
 
 
@@ -221,9 +374,15 @@ def build(out='_docs', root=ROOT, workers=2):
     from nbdev.serve import proc_nbs
     from smalldocs.site import build as render
     # nbdev finds its settings from the notebooks' folder, and their cells their files
-    with contextlib.chdir(root/'nbs'):
+    with contextlib.chdir(root/'nbs'), tempfile.TemporaryDirectory() as folder:
         refresh_quarto_yml()
-        proc = proc_nbs(n_workers=workers, force=True)
+        nbs = Path(folder)/'nbs'
+        shutil.copytree(root/'nbs', nbs, ignore=shutil.ignore_patterns('results', '.*'))
+        for path in nbs.glob('*.ipynb'):
+            notebook = json.loads(read(path))
+            notebook['cells'] = show_code(notebook['cells'])
+            write(path, json.dumps(notebook))
+        proc = proc_nbs(str(nbs), n_workers=workers, force=True)
         for source in (root/'_quarto.yml', root/'nbs/nbdev.yml'):
             shutil.copy2(source, proc/source.name)
         for path in proc.glob('*.ipynb'):
@@ -233,9 +392,14 @@ def build(out='_docs', root=ROOT, workers=2):
                     cell['outputs'] = shown_outputs(cell)
                 else:       # nbdev links a name also where it is the text of an author's link
                     cell['source'] = LINK_IN_LINK.sub(r'[\1](', joined(cell['source']))
+            notebook['cells'] = show_entries(notebook['cells'], METHODS.match(path.name))
             write(path, json.dumps(notebook))
         site = render(proc, quiet=True)
-    finish(site.out, [path.name for path in proc.glob('*.ipynb')])
+    notebooks = sorted(path.name for path in proc.glob('*.ipynb'))
+    finish(site.out, notebooks)
+    (site.out/'notebooks').mkdir()
+    for name in notebooks:
+        shutil.copy2(root/'nbs'/name, site.out/'notebooks'/name)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(site.out, out)
     return out, [line for line in site.warnings if not EXPECTED.search(line)]

@@ -33,7 +33,7 @@ def blocks(language):
 
 def commands():
     "The words of every line of README that calls the program."
-    lines = [line for block in blocks('bash') for line in block.splitlines()]
+    lines = ''.join(blocks('bash')).replace('\\\n', ' ').splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith('dra-nb ')]
 
 
