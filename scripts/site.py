@@ -114,13 +114,13 @@ LONG = 30       # lines; the source of a longer definition is folded, but on pag
 METHODS = re.compile('0[0-8]_|2')
 
 
-def only_imports(code):
-    "Whether a cell does nothing but import."
+def statements(code):
+    "For every statement of a cell, whether it is an import."
     try:
         body = ast.parse(code).body
     except SyntaxError:     # IPython's own notation
-        return False
-    return bool(body) and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in body)
+        return []
+    return [isinstance(line, (ast.Import, ast.ImportFrom)) for line in body]
 
 
 def fold(code, summary):
@@ -137,10 +137,15 @@ def show_code(cells):
             imports = None
             continue
         marks, code = directives(joined(cell['source']))
+        kinds = statements(code)
+        exported = any(name in marks for name in EXPORTS)
+        if any(kinds) and not all(kinds) and not exported and 'exec_doc' not in marks:
+            # nbdev would run it for its import, without the cells above it
+            cell = cell | {'source': f'#| eval: false\n{joined(cell["source"])}'}
         if 'hide' in marks or 'default_exp' in marks or marks.get('echo') == 'false':
             shown.append(cell)
             continue
-        if only_imports(code):
+        if kinds and all(kinds):
             if imports:
                 before = directives(imports['source'])[1]
                 imports['source'] = fold(f'{before}\n{code}', 'Imports')
@@ -149,7 +154,7 @@ def show_code(cells):
             shown.append(imports)
             continue
         imports = None
-        if any(name in marks for name in EXPORTS):
+        if exported:
             lines = [f'#| {name}: {value}' for name, value in marks.items() if name not in EXPORTS]
             source = '\n'.join(['#| exports', *lines, code])
             cell = cell | {'source': source}
