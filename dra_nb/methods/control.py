@@ -38,8 +38,8 @@ class ControlConfig(DRAConfig):
     noise:str = 'none'           # as in DRA
     tokens:str = 'eq10'          # source for image tokens
     text:str = 'eq10'            # source for text tokens
-    channels:str = 'eq12'        # 'eq12', 'learned' (W_c learns), 'identity' (W_c = 1), 'chance', or
-                                 # 'fixed': the same order for all samples
+    channels:str = 'eq12'        # or 'learned' (W_c learns), 'identity' (W_c = 1), 'chance',
+                                 # 'fixed' (one order for all samples)
     read_token:str = 'ranked'    # class token and end of text: 'ranked' like others, or 'first'
     middle:str = 'random'        # W_p begins at 'random' or at the 'identity'; 'none': left out
     scale_unit:str = 'one'       # of `scale`: 'one', or 'host': size of the frozen module's output
