@@ -15,6 +15,7 @@ from dra_nb.bench.results import read_results
 from dra_nb.bench.runs import best_point
 from dra_nb.cli import main
 from dra_nb.methods import METHODS, find_method, method_names
+from dra_nb.methods.base import register
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 COLOURS = ('red', 'green', 'deep_blue', 'grey')
@@ -128,6 +129,21 @@ def test_searches_are_equally_large(cls):
         part, _, key = name.partition('.')
         known = asdict(train if part == 'train' else config)
         assert known[key] in values and len(set(values)) == len(values)
+
+
+def test_a_chosen_point_becomes_a_preset(monkeypatch):
+    "Of the settings and of the rate; the default stays the published one."
+    point = {'train.lr': .02, 'config.words': ''}
+    monkeypatch.setattr('dra_nb.recipes._tuned', lambda: {'coop': point})
+    coop = METHODS['coop']
+    monkeypatch.setattr(coop, 'presets', dict(published=coop.presets['published']))
+    register(coop)
+    cls, preset = find_method('coop-tuned')
+    config, train = cls.recipe(dataset='vehicles', preset=preset)
+    assert (config.words, train.lr, train.epochs) == ('', .02, 200)
+    config, train = cls.recipe(dataset='vehicles')
+    assert (config.words, train.lr) == ('a photo of a', .002)
+    assert {'coop-published', 'coop-tuned'} <= set(method_names())
 
 
 def test_tuned_settings_are_what_the_records_say():

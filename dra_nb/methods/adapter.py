@@ -14,11 +14,12 @@ from ..adapter import AdapterConfig
 from ..dra import add_adapter
 from .base import Method, register
 
-# %% ../../nbs/21_plain_adapter.ipynb #4ba9267a
+# %% ../../nbs/21_plain_adapter.ipynb #b56ef965
 @register
 class PlainAdapter(Method):
     "CLIP with plain adapters (Eq. 8)."
     name = 'adapter'
+    paper = 'baseline of the DRA paper, arXiv 2507.05668'
     Config = AdapterConfig
     presets = dict(likely=AdapterConfig.likely(), recommended=AdapterConfig.recommended(),
                    paper=AdapterConfig.paper())

@@ -34,10 +34,11 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #a737ed47
+# %% ../../nbs/55_methods.ipynb #9dd59266
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
+    paper = ''         # who published it, when and where
     Config = None      # dataclass of the settings
     presets = {}       # name → settings; the first is the default
     search = {}        # 'train.NAME' or 'config.NAME' → values of the small search on glyph-clip

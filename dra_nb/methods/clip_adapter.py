@@ -26,11 +26,12 @@ class CLIPAdapterConfig:
         check_number('share', self.share, above=0, most=1)
         check_number('reduction', self.reduction, least=1, most=4096, whole=True)
 
-# %% ../../nbs/2e_clip_adapter.ipynb #2f274de3
+# %% ../../nbs/2e_clip_adapter.ipynb #78faaddf
 @register
 class CLIPAdapter(Method):
     "A bottleneck on the image features."
     name = 'clip-adapter'
+    paper = 'Gao and others 2021, arXiv 2110.04544'
     Config = CLIPAdapterConfig
     presets = dict(published=CLIPAdapterConfig())
     search = {'train.lr': (.002, .006, .02), 'config.share': (.2, .6)}

@@ -32,7 +32,7 @@ class CLIPLoRAConfig:
         check_number('alpha', self.alpha, above=0, most=1e6)
         check_number('dropout', self.dropout, least=0, below=1)
 
-# %% ../../nbs/2d_clip_lora.ipynb #5575ad20
+# %% ../../nbs/2d_clip_lora.ipynb #4267008c
 class LoRAAttention(Beside):
     "Self-attention of a frozen block with low-rank updates of queries, keys and values."
     def __init__(self,
@@ -62,8 +62,8 @@ class LoRAAttention(Beside):
         first, total = self.rows or (0, len(x))          # these sequences are a part of so many
         drawn = torch.rand((3, total, *x.shape[1:]), generator=generator, device=x.device)
         kept = drawn[:, first:first+len(x)] >= self.dropout
-        low = torch.einsum('kbnd,krd->kbnr', x*kept/(1-self.dropout), self.A)
-        return self.scale*torch.einsum('kbnr,kdr->bnkd', low, self.B).flatten(2)
+        low = torch.einsum('kbnd,krd->kbnr', x*kept, self.A)*(self.scale/(1-self.dropout))
+        return torch.einsum('kbnr,kdr->bnkd', low, self.B).flatten(2)
 
     def forward(self, q_x, k_x=None, v_x=None, need_weights=False, attn_mask=None):
         host = self.host
@@ -77,7 +77,7 @@ class LoRAAttention(Beside):
         out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return host.out_proj(out.transpose(1, 2).flatten(2)), None
 
-# %% ../../nbs/2d_clip_lora.ipynb #95b2caa5
+# %% ../../nbs/2d_clip_lora.ipynb #bf50538a
 PASSES = 500*32          # of every class: 500 steps a shot in batches of 32
 
 def base_classes(
@@ -94,6 +94,7 @@ def base_classes(
 class CLIPLoRA(Method):
     "Low-rank updates of the attention of both towers."
     name = 'clip-lora'
+    paper = 'Zanella and Ben Ayed 2024, arXiv 2405.18541'
     Config = CLIPLoRAConfig
     presets = dict(published=CLIPLoRAConfig())
     search = {'train.lr': (2e-4, 6e-4, .002), 'config.rank': (2, 8)}

@@ -16,13 +16,14 @@ from .base import linear_layer, register
 from .coop import CoOp, CoOpConfig
 from ..recipes import full_precision
 
-# %% ../../nbs/27_cocoop.ipynb #e4135547
+# %% ../../nbs/27_cocoop.ipynb #342d38d0
 PAIRS = 256    # sentences, images times classes, in the text tower at a time
 
 @register
 class CoCoOp(CoOp):
     "Learned vectors that an image moves."
     name = 'cocoop'
+    paper = 'Zhou and others 2022, arXiv 2203.05557'
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}

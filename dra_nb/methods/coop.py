@@ -30,11 +30,12 @@ class CoOpConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 
-# %% ../../nbs/23_coop.ipynb #cbd652c6
+# %% ../../nbs/23_coop.ipynb #d1ec0ce8
 @register
 class CoOp(Method):
     "Learned vectors in place of the words around the class name."
     name = 'coop'
+    paper = 'Zhou and others 2022, arXiv 2109.01134'
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}

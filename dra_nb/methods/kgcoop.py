@@ -47,11 +47,12 @@ def check_sentence(
     if not is_text or sentence and sentence.count('{}') != 1:
         raise ValueError(f"{name}: got {sentence!r}, allowed are '' or a sentence with one {{}}")
 
-# %% ../../nbs/26_kgcoop.ipynb #aba05e75
+# %% ../../nbs/26_kgcoop.ipynb #4e1b3da2
 @register
 class KgCoOp(CoOp):
     "CoOp with a guide."
     name = 'kgcoop'
+    paper = 'Yao, Zhang and Xu 2023, arXiv 2303.13283'
     Config = KgCoOpConfig
     presets = dict(published=KgCoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.weight': (8., 2.)}

@@ -31,11 +31,12 @@ class MaPLeConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
 
-# %% ../../nbs/24_maple.ipynb #4d4482ef
+# %% ../../nbs/24_maple.ipynb #eac988e3
 @register
 class MaPLe(Method):
     "Deep prompts of the text tower, and their linear images in the image tower."
     name = 'maple'
+    paper = 'Khattak and others 2023, arXiv 2210.03117'
     Config = MaPLeConfig
     presets = dict(published=MaPLeConfig())
     search = {'train.lr': (.0035, .01, .035), 'config.depth': (9, 3)}

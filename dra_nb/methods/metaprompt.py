@@ -38,11 +38,12 @@ class MetaPromptConfig:
 
 INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', underscores='replaced')
 
-# %% ../../nbs/2a_metaprompt.ipynb #e9dfcd94
+# %% ../../nbs/2a_metaprompt.ipynb #b7c06b5e
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."
     name = 'metaprompt'
+    paper = 'Zhao and others 2024, arXiv 2212.04196'
     Config = MetaPromptConfig
     presets = dict(published=MetaPromptConfig(), intended=INTENDED)
     search = {'train.lr': (.0015, .005, .015), 'config.meta_step': (.2, 1.)}

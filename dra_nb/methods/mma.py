@@ -68,11 +68,12 @@ def kaiming_layer(
     nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu', generator=generator)
     return layer
 
-# %% ../../nbs/25_mma.ipynb #19121dd6
+# %% ../../nbs/25_mma.ipynb #b9acf85c
 @register
 class MMA(Method):
     "Adapters beside the blocks of both towers, with a shared layer."
     name = 'mma'
+    paper = 'Yang and others 2024, CVPR, pages 23826–23837'
     Config = MMAConfig
     presets = dict(published=MMAConfig())
     search = {'train.lr': (.0015, .005, .015), 'config.scale': (.001, .1)}

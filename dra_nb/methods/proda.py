@@ -64,11 +64,12 @@ class ProDAConfig:
         end = self.sentences-2*quarter
         return [0]*quarter+[self.length//2]*quarter+[self.length]*end
 
-# %% ../../nbs/2b_proda.ipynb #da759f73
+# %% ../../nbs/2b_proda.ipynb #a4a8f6f7
 @register
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
     name = 'proda'
+    paper = 'Lu and others 2022, arXiv 2205.03340'
     Config = ProDAConfig
     presets = dict(published=ProDAConfig())
     search = {'train.lr': (.001, .003, .01), 'config.diversity': (.1, 0.)}

@@ -54,11 +54,12 @@ def epoch_weights(
     exponents = -(torch.arange(1, epochs+1, dtype=torch.float64)-mean)**2/(2*std**2)
     return torch.softmax(exponents, 0)
 
-# %% ../../nbs/2c_promptsrc.ipynb #63270437
+# %% ../../nbs/2c_promptsrc.ipynb #a3de46b4
 @register
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
     name = 'promptsrc'
+    paper = 'Khattak and others 2023, arXiv 2307.06948'
     Config = PromptSRCConfig
     presets = dict(published=PromptSRCConfig())
     search = {'train.lr': (.0025, .008, .025), 'config.text_weight': (25., 5.)}

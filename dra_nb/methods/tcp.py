@@ -60,11 +60,12 @@ class TCPConfig:
         "M, number of learned places."
         return self.sentence.count('*')
 
-# %% ../../nbs/28_tcp.ipynb #6d7b007c
+# %% ../../nbs/28_tcp.ipynb #4498621d
 @register
 class TCP(KgCoOp):
     "KgCoOp with tokens that a net makes from the guide's feature of a class."
     name = 'tcp'
+    paper = 'Yao, Zhang and Xu 2024, arXiv 2311.18231'
     Config = TCPConfig
     presets = dict(published=TCPConfig())
     search = {'train.lr': (.002, .006, .02), 'config.weight': (8., 2.)}

@@ -32,11 +32,12 @@ class TipAdapterConfig:
 
 ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 
-# %% ../../nbs/2f_tip_adapter.ipynb #f29748e4
+# %% ../../nbs/2f_tip_adapter.ipynb #1b65755b
 @register
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
     name = 'tip-adapter'
+    paper = 'Zhang and others 2022, arXiv 2207.09519'
     Config = TipAdapterConfig
     presets = dict(published=TipAdapterConfig())
     search = {'config.alpha': (1.17, 3., 10.), 'config.beta': (1., 5.5)}

@@ -9,11 +9,12 @@ __all__ = ['ZeroShot']
 from .base import Method, register
 from ..recipes import TrainConfig
 
-# %% ../../nbs/20_zero_shot.ipynb #795da39c
+# %% ../../nbs/20_zero_shot.ipynb #2b3ef0d4
 @register
 class ZeroShot(Method):
     "CLIP as it is (Eq. 7)."
     name = 'zero-shot'
+    paper = 'Radford and others 2021, arXiv 2103.00020'
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
