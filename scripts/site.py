@@ -109,26 +109,54 @@ def readme(root=ROOT):
 # The code of a page
 
 EXPORTS = ('export', 'exporti', 'exports')
-SHOWN = '#| code-fold: show\n#| code-summary: "Exported source"\n'     # nbdev puts it in front
 LONG = 30       # lines; the source of a longer definition is folded, but on pages about methods
 METHODS = re.compile('0[0-8]_|2')
 
 
-def statements(code):
-    "For every statement of a cell, whether it is an import."
+def parse(code):
+    "The statements of a cell; none if it has IPython's own notation."
     try:
-        body = ast.parse(code).body
-    except SyntaxError:     # IPython's own notation
+        return ast.parse(code).body
+    except SyntaxError:
         return []
-    return [isinstance(line, (ast.Import, ast.ImportFrom)) for line in body]
 
 
 def fold(code, summary):
     return f'#| code-fold: true\n#| code-summary: "{summary}"\n{code}'
 
 
-def show_code(cells):
-    "The cells of a notebook for nbdev: nothing exported is hidden, imports in a row are one box."
+def entry(node, with_words):
+    "The heading of an exported definition, which links lead to; with its docstring if asked for."
+    source = f'### {node.name} {{#{node.name} .entry}}'
+    docstring = ast.get_docstring(node)
+    if with_words and docstring:
+        sentence = ' '.join(docstring.split('\n\n')[0].split())
+        source += f'\n\n*{sentence}*'
+    return dict(cell_type='markdown', id=f'entry-{node.name}', metadata={}, source=source)
+
+
+def exported_cells(cell, marks, code, methods, run):
+    "An exported cell as its page shows it: a heading for each definition, then the source."
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in parse(code) if isinstance(node, kinds)]
+    named = [node for node in nodes if node.name[0] != '_' and 'exporti' not in marks]
+    kept = [f'#| {name}: {value}' for name, value in marks.items() if name not in EXPORTS]
+    long = code.count('\n') >= LONG and not methods and named
+    if long:
+        names = ', '.join(node.name for node in nodes)
+        code = fold(code, f'Source of {names}')
+    lines = ['#| exec_doc'] if run else []
+    source = '\n'.join([*lines, *kept, code])
+    return [*(entry(node, long) for node in named), cell | {'source': source}]
+
+
+def show_code(cells, methods):
+    """The cells of a notebook for nbdev: nothing exported is hidden, imports in a row are one box.
+
+    nbdev runs the cells that a page needs to be run, marked `exec_doc`, and nothing else.
+    """
+    parted = [directives(joined(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
+    run = any('exec_doc' in marks for marks, _ in parted)
     shown = []
     imports = None      # the cell of imports that ends `shown`
     for cell in cells:
@@ -137,70 +165,28 @@ def show_code(cells):
             imports = None
             continue
         marks, code = directives(joined(cell['source']))
-        kinds = statements(code)
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in parse(code)}
         exported = any(name in marks for name in EXPORTS)
-        if any(kinds) and not all(kinds) and not exported and 'exec_doc' not in marks:
+        if kinds == {True, False} and not exported and 'exec_doc' not in marks:
             # nbdev would run it for its import, without the cells above it
             cell = cell | {'source': f'#| eval: false\n{joined(cell["source"])}'}
         if 'hide' in marks or 'default_exp' in marks or marks.get('echo') == 'false':
             shown.append(cell)
-            continue
-        if kinds and all(kinds):
-            if imports:
-                before = directives(imports['source'])[1]
-                imports['source'] = fold(f'{before}\n{code}', 'Imports')
-                continue
+        elif kinds == {True} and imports:
+            before = directives(imports['source'])[1]
+            imports['source'] = fold(f'{before}\n{code}', 'Imports')
+        elif kinds == {True}:
             imports = cell | {'source': fold(code, 'Imports'), 'outputs': []}
             shown.append(imports)
-            continue
-        imports = None
-        if exported:
-            lines = [f'#| {name}: {value}' for name, value in marks.items() if name not in EXPORTS]
-            source = '\n'.join(['#| exports', *lines, code])
-            cell = cell | {'source': source}
-        shown.append(cell)
-    return shown
-
-
-def documented(cell):
-    "The name that a cell made by nbdev documents, or nothing."
-    found = re.search(r'^show_doc\((\w+)\)', joined(cell['source']), re.M)
-    return found[1] if found and cell['cell_type'] == 'code' else None
-
-
-def entry_heading(name):
-    source = f'### {name} {{#{name} .entry}}'
-    return dict(cell_type='markdown', id=f'entry-{name}'.lower(), metadata={}, source=source)
-
-
-def show_entries(cells, methods):
-    """Cells that nbdev prepared, each definition once: its source under its name.
-
-    Only where the source is folded, signature and docstring stand before it.
-    """
-    shown = []
-    waiting = list(cells)
-    while waiting:
-        cell = waiting.pop(0)
-        source = joined(cell['source'])
-        if not source.startswith(SHOWN):
-            shown.append(cell)
-            continue
-        marks, code = directives(source.removeprefix(SHOWN))
-        names = re.findall(r'^(?:class|def|async def) (\w+)', code, re.M)
-        docs = []
-        while shown and documented(shown[-1]) in names:
-            docs.insert(0, shown.pop())
-        while waiting and documented(waiting[0]) in names:
-            docs.append(waiting.pop(0))
-        folded = marks.get('code-fold') == 'true'
-        if folded or docs and not methods and code.count('\n') >= LONG:
-            shown += docs
-            code = fold(code, f'Source of {", ".join(names)}')
         else:
-            shown += [entry_heading(documented(doc)) for doc in docs]
-        shown.append(cell | {'source': code})
+            imports = None
+            shown += exported_cells(cell, marks, code, methods, run) if exported else [cell]
     return shown
+
+
+def is_entry(cell):
+    "Whether nbdev added the cell to document a definition, whose source is there already."
+    return cell['cell_type'] == 'code' and re.search(r'^show_doc\(', joined(cell['source']), re.M)
 
 
 # The pages
@@ -385,7 +371,7 @@ def build(out='_docs', root=ROOT, workers=2):
         shutil.copytree(root/'nbs', nbs, ignore=shutil.ignore_patterns('results', '.*'))
         for path in nbs.glob('*.ipynb'):
             notebook = json.loads(read(path))
-            notebook['cells'] = show_code(notebook['cells'])
+            notebook['cells'] = show_code(notebook['cells'], METHODS.match(path.name))
             write(path, json.dumps(notebook))
         proc = proc_nbs(str(nbs), n_workers=workers, force=True)
         for source in (root/'_quarto.yml', root/'nbs/nbdev.yml'):
@@ -397,7 +383,7 @@ def build(out='_docs', root=ROOT, workers=2):
                     cell['outputs'] = shown_outputs(cell)
                 else:       # nbdev links a name also where it is the text of an author's link
                     cell['source'] = LINK_IN_LINK.sub(r'[\1](', joined(cell['source']))
-            notebook['cells'] = show_entries(notebook['cells'], METHODS.match(path.name))
+            notebook['cells'] = [cell for cell in notebook['cells'] if not is_entry(cell)]
             write(path, json.dumps(notebook))
         site = render(proc, quiet=True)
     notebooks = sorted(path.name for path in proc.glob('*.ipynb'))
