@@ -56,15 +56,18 @@ class Passes(NamedTuple):
     token_layer:float  # bytes of a text token in all blocks
     weights:float      # bytes of the weights
 
-# %% ../../nbs/66_plan.ipynb #9f066dc3
+# %% ../../nbs/66_plan.ipynb #295946d6
 def _meta_clip(name):
     "A CLIP without memory; glyph-clip itself."
     if name == 'glyph-clip':
         return load_clip(name, device='cpu'), 'cpu'
     if name not in open_clip.list_models():
         raise ValueError(f'model: got {name!r}, allowed are glyph-clip and those of open_clip')
+    config = open_clip.get_model_config(name)
+    custom = config.pop('custom_text', False)
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     with torch.device('meta'):
-        return open_clip.create_model(name, device='meta'), 'meta'
+        return kind(**config), 'meta'
 
 @lru_cache
 def passes(
