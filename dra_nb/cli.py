@@ -87,12 +87,15 @@ def _check_words(args):
     if minutes is not None:
         check_number('minutes', minutes, above=0)
 
-# %% ../nbs/14_cli.ipynb #03ecd279
+# %% ../nbs/14_cli.ipynb #acba9703
 def _check_model(args):
     "Refuse a device that is not there, and a model without weights, before anything is loaded."
     import open_clip
     from dra_nb.weights import find_device
     find_device(args.device)
+    is_ours = args.model == 'glyph-clip'
+    if is_ours and args.pretrained and not os.path.isfile(args.pretrained):
+        raise ValueError(f'pretrained: got {args.pretrained!r}, which is not a file')
     if args.model in open_clip.list_models() and not args.pretrained:
         raise ValueError(f'pretrained: not given, and {args.model} has random weights without; '
                          "give one of open_clip's tags, such as openai, or a weights file")

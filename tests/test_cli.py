@@ -484,6 +484,8 @@ MISTAKES = {
     'no folder named': ('fit vehicles', 'out: not given'),
     'no weights file': (
         'evaluate vehicles --pretrained {tmp}/none.safetensors', 'none.safetensors'),
+    'no weights file in bench': (
+        'bench --datasets {own} --pretrained {tmp}/none --out {tmp}/r', 'which is not a file'),
     'no word after --weights': ('evaluate vehicles --weights=', "weights: got ''"),
     'no adapters': ('evaluate vehicles --weights {tmp} {clip}', 'weights.safetensors'),
     'corrupt image': ('predict {bad} --classes cat,dog {clip}', 'bad.png cannot be read'),
