@@ -242,6 +242,22 @@ class Comparison:
                    f'({name}), allowed {tolerance:.0e}')
 
 
+class DoubleComparison(Comparison):
+    "Takes what was computed in float64 to the arrays of the file's float64 run, where it has them."
+    def __init__(self, compare, arrays):
+        super().__init__(compare.label)
+        self.compare = compare
+        self.arrays = arrays
+
+    def note(self, group, name, deviation, tolerance):
+        "Only whole arrays are compared."
+
+    def array(self, group, name, got, wanted, tolerance):
+        key = f'f64/{name}'
+        if key in self.arrays:
+            self.compare.array('float64', key, got, self.arrays[key], 1e-9)
+
+
 # ---- what a method says about itself ------------------------------------------------------------
 
 CASES = {}      # official name of a method, letters only → `Case`
@@ -660,6 +676,8 @@ class TCPCase(Case):
 @case('metaprompt')
 class MetaPromptCase(Case):
     own = 'metaprompt'
+    uncompared = ('n_trained', 'episode/class_split_1', 'episode/class_split_2',
+                  'episode/first_half_size')
     terms = dict(mix=('ce', 1.), image_branch=('ce_image', 1.), text_branch=('ce_text', 1.))
     ways = dict(released='kept', unshared='undone'), dict(torch1='drift', torch2='rest')
 
@@ -707,6 +725,10 @@ class MetaPromptCase(Case):
                       self.file.arrays['plain3/loss_history'], self.file.tolerance['history'])
         for name,p in self.mine(method).items():
             self.check_change(compare, f'plain3/step3/{name}', p, name)
+        with torch.no_grad():
+            compare.array('logits after the steps', 'plain3/step3_logits',
+                          method.logits(self.images), self.file.arrays['plain3/step3_logits'],
+                          self.file.tolerance['after'])
         restores, rests = self.ways
         for release,second in restores.items():
             for version,resting in rests.items():
@@ -715,6 +737,11 @@ class MetaPromptCase(Case):
         self.changes = dict(second_trial='undone', resting_tokens='rest')
         self.check_parts(compare)
         self.changes = {}
+
+    def check_double(self, compare):
+        "The episodes as well."
+        super().check_double(compare)
+        self.check_more(DoubleComparison(compare, self.file.arrays))
 
     def check_parts(self, compare):
         "What an episode is made of: the step before it, both trials, both gradients."
@@ -870,6 +897,7 @@ class CLIPLoRACase(Case):
 @case('proda')
 class ProDACase(Case):
     own = 'proda'
+    uncompared = ('name_lens', 'loss_expected_mc_full_K', 'loss_expected_mc_stderr')
     ways = {'diag_K+1': {}, 'full_K': dict(covariance='full', divisor_more=0),
             'full_K+1': dict(covariance='full'), 'batch4_diag_5': {}}
 
@@ -896,6 +924,9 @@ class ProDACase(Case):
             self.check_way(compare, method, way)
         method.config = self.config()
         self.check_three_steps(compare, method)
+        if self.dtype == torch.float32 and any(k.startswith('f64/') for k in self.file.arrays):
+            double = type(self)(self.file, self.setting, double=True)
+            double.check(DoubleComparison(compare, self.file.arrays))
 
     def check_features(self, compare, method):
         "Features of all sentences, their mean, variances, likeness, logits of a test."
