@@ -684,7 +684,7 @@ COMMANDS['bench'] = Command('methods × data sets × seeds into a folder; resume
                             'dra-nb bench --methods zero-shot adapter dra --datasets vehicles '
                             'food --out results', _bench_arguments, _bench)
 
-# %% ../nbs/14_cli.ipynb #5706980b
+# %% ../nbs/14_cli.ipynb #e9a613a0
 def _seed_numbers(words):
     "Seeds from words; None if there are none."
     try:
@@ -702,6 +702,8 @@ def _check_paper(args):
     args.seeds = _seed_numbers(args.seed_words)
     for seed in args.seeds or ():
         check_number('seeds', seed, least=0, most=2**63-1, whole=True)
+    check_number('tflops', args.tflops, above=0)
+    check_number('share', args.share, above=0, most=1)
     args.here = args.root is not None or args.model == 'glyph-clip'    # are the data there?
     if not args.here and not args.plan:
         raise ValueError(f"root: not given; {args.model} is run on the paper's data sets, which "
