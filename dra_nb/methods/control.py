@@ -271,13 +271,14 @@ def patch_shares(
     "Share of foreground in every patch."
     return F.adaptive_avg_pool2d(masks, grid).flatten(1)
 
-# %% ../../nbs/2h_dra_control.ipynb #c4a8e18c
+# %% ../../nbs/2h_dra_control.ipynb #31bb1e35
 TIE = 1e-5          # largest number added to break ties; one pixel of 64 counts 6e-5 a step of 255
 
 @register
 class DRAControl(PlainAdapter):
     "CLIP with DRA modules whose orders come from a source of choice."
     name = 'dra-control'
+    paper = 'a control, of this package'
     Config = ControlConfig
     presets = dict(likely=ControlConfig.likely(), recommended=ControlConfig.recommended())
     of_classes = (*PlainAdapter.of_classes, 'kinds', 'frozen_text')

@@ -10,12 +10,12 @@ from ..dra import DRAConfig, add_dra
 from .adapter import PlainAdapter
 from .base import register
 
-# %% ../../nbs/22_dra_method.ipynb #359a10ca
+# %% ../../nbs/22_dra_method.ipynb #68a34c13
 @register
 class DRAMethod(PlainAdapter):
     "CLIP with DRA modules (Eqs. 9 to 20); recipe and places are the plain adapter's."
     name = 'dra'
-    paper = '2025, arXiv 2507.05668'
+    paper = 'Wang and others 2025, arXiv 2507.05668'
     Config = DRAConfig
     presets = dict(likely=DRAConfig.likely(), recommended=DRAConfig.recommended(),
                    paper=DRAConfig.paper())
