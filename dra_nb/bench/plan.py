@@ -261,7 +261,7 @@ def work_of(
     train = steps*step+once if recipe.epochs else 0.
     return Work(steps, train, test, unit.weights+kept)
 
-# %% ../../nbs/66_plan.ipynb #7cefa5be
+# %% ../../nbs/66_plan.ipynb #16b7bef6
 class Job(NamedTuple):
     "A row on a data set, with all its seeds."
     label:str
@@ -346,10 +346,10 @@ def plan_text(
     "What a table takes, method by method and in all."
     check_number('tflops', tflops, above=0)
     check_number('share', share, above=0, most=1)
-    rate, rows, by_label = tflops*1e12*share, [], {}
+    rate, rows, by_method = tflops*1e12*share, [], {}
     for job in jobs:
-        by_label.setdefault(job.method, []).append(job)
-    for method,own in [*by_label.items(), ('all', jobs)]:
+        by_method.setdefault(job.method, []).append(job)
+    for method,own in [*by_method.items(), ('all', jobs)]:
         left = [(job.runs-job.done, job.work) for job in own]
         steps = sum(n*work.steps for n,work in left)
         flops = sum(n*(work.train+work.test) for n,work in left)
