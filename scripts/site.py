@@ -299,9 +299,12 @@ SCRIPT = """<script>
     if (place > menu.clientHeight - 40 || place < 0) menu.scrollTop += place - menu.clientHeight/3;
   };
   const fit = () => document.querySelectorAll('.math.display').forEach(box => {
+    let size = 1;
     box.style.fontSize = '';
-    const room = box.clientWidth, need = box.scrollWidth;
-    if (room && need > room + 1) box.style.fontSize = Math.max(.45, .98*room/need) + 'em';
+    while (box.clientWidth && box.scrollWidth > box.clientWidth + 1 && size > .35) {
+      size *= Math.min(.97, box.clientWidth/box.scrollWidth);
+      box.style.fontSize = size + 'em';
+    }
   });
   addEventListener('load', () => { show(); fit(); });
   addEventListener('resize', fit);
