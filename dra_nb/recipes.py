@@ -133,7 +133,10 @@ def full_precision(
     device='cpu'  # where the model is
 ):                # a context manager
     "Switch autocast off inside a block that switched it on."
-    return torch.autocast(torch.device(device).type, enabled=False)
+    kind = torch.device(device).type
+    if not torch.amp.is_autocast_available(kind):       # meta
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 # %% ../nbs/54_recipes.ipynb #7be75bf0
 def _read_word(name, word, default):
