@@ -55,7 +55,7 @@ def spans(
             parts.append([block, block])
     return ', '.join(f'{a}–{b}' if b > a else str(a) for a,b in parts)
 
-# %% ../nbs/58_drawings.ipynb #af78f305
+# %% ../nbs/58_drawings.ipynb #881da91f
 GREY, LINE, ORANGE = '#d9d9d9', '#555555', '#e8850c'
 WIDTH, HEIGHT = 720, 300
 LEFT, STEP, BLOCK = 92, 36, 30            # of the first block, from block to block, its width
@@ -210,21 +210,22 @@ class MethodDrawing:
                'markerHeight="6" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#555555"/>'
                '</marker></defs>')
         head = ('<svg xmlns="http://www.w3.org/2000/svg" role="img" '
-                f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="13" '
-                f'style="max-width:100%;height:auto;background:white">')
+                f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+                'font-family="sans-serif" font-size="13" '
+                'style="max-width:100%;height:auto;background:white">')
         return f'{head}<title>{escape(self.alt)}</title>{tip}{"".join(parts)}</svg>'
 
     def _repr_html_(self):
         return self.svg()
 
-# %% ../nbs/58_drawings.ipynb #0037941c
+# %% ../nbs/58_drawings.ipynb #b89fbbe0
 def parameters_on(
     method:str,                 # name, perhaps with a preset
     clip='ViT-B-16-quickgelu'   # name of a CLIP of open_clip
 )->int:                         # trained numbers; those of keys depend on the shots, and are none
     "How many numbers a method trains."
     with torch.device('meta'):
-        model = open_clip.create_model(clip, device='meta')
+        model = open_clip.CLIP(**open_clip.get_model_config(clip))
     model.tokenizer = open_clip.get_tokenizer(clip)
     model.clip_name = clip
     return sum(p.numel() for p in build_method(method, model).trained().values())
