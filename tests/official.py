@@ -741,7 +741,7 @@ class MetaPromptCase(Case):
     def check_double(self, compare):
         "The episodes as well."
         super().check_double(compare)
-        self.check_more(DoubleComparison(compare, self.file.arrays))
+        self.check_more(DoubleComparison(compare, self.file.arrays), None)
 
     def check_parts(self, compare):
         "What an episode is made of: the step before it, both trials, both gradients."
