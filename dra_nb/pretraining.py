@@ -282,7 +282,7 @@ def turn_onto(
     u, _, v = torch.linalg.svd(targets.T@features)
     return u@v
 
-# %% ../nbs/15_pretraining.ipynb #d1fcb944
+# %% ../nbs/15_pretraining.ipynb #dd7b9415
 def used_tokens(
     model,       # a model of `build_glyph_clip`
     texts:list
@@ -302,7 +302,7 @@ def _read_kept(path):
     "What `torch.save` wrote; a torn or foreign file is one line."
     try:
         return torch.load(path, weights_only=True, map_location='cpu')
-    except Exception as e:                                # PyTorch raises whatever the bytes lead to
+    except Exception as e:              # PyTorch raises whatever the bytes lead to
         raise ValueError(f'{path}: cannot be read as a checkpoint ({type(e).__name__}); delete it '
                          'to begin anew') from None
 
