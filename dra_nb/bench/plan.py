@@ -232,7 +232,7 @@ def published_size(
     sizes = (share, base), (counts.test-share, counts.classes-base)
     return Size(shots*base, base, sizes, ())
 
-# %% ../../nbs/66_plan.ipynb #9e28cf72
+# %% ../../nbs/66_plan.ipynb #f942ab95
 class Work(NamedTuple):
     "What a run takes."
     steps:int
@@ -251,8 +251,9 @@ def work_of(
     prompt = unit.token*prompt_length(size.words, clip, cost.pads)
     layer = unit.token_layer*prompt/unit.token
     batch = min(recipe.batch_size, size.images)
-    per_epoch = max(1, size.images//recipe.batch_size)
-    steps, pairs = per_epoch*recipe.epochs, batch*size.classes
+    kind, _ = find_method(method)
+    steps = kind.steps_per_epoch(size.images, recipe)*recipe.epochs
+    pairs = batch*size.classes
     step = cost.image*batch*unit.image + (cost.prompt*size.classes+cost.pair*pairs)*prompt
     once = cost.once_image*size.images*unit.image + cost.once_prompt*size.classes*prompt
     test = 0.

@@ -34,7 +34,7 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #9dd59266
+# %% ../../nbs/55_methods.ipynb #95e97c41
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
@@ -265,9 +265,10 @@ class Method(nn.Module):
         trainer.update(sum(terms.values()))
         return terms
 
-    def steps_per_epoch(self, images, config)->int:
+    @classmethod
+    def steps_per_epoch(cls, images, config)->int:
         "Of so many images and a recipe."
-        return 1 if self.epoch_is_step else max(1, images//config.batch_size)
+        return 1 if cls.epoch_is_step else max(1, images//config.batch_size)
 
     def prepare(self, trainer):
         "Whatever a run needs before its first step; a resumed run prepares again."
