@@ -89,9 +89,10 @@ def passes(
                   4*tokens*image.width*len(image.blocks), 4*text.width*len(text.blocks),
                   4*sum(p.numel() for p in model.parameters()))
 
-# %% ../../nbs/66_plan.ipynb #6a89aa2b
+# %% ../../nbs/66_plan.ipynb #d2aaef50
 STAND_IN = 16    # tokens of the longest prompt, on other CLIPs than glyph-clip
 
+@lru_cache
 def prompt_length(
     words:tuple,   # class names; empty if they are not known
     clip:str,      # name of a CLIP
