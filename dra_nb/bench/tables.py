@@ -255,8 +255,8 @@ METHOD_STYLES = {                   # method → colour, marker
     'mma': ('#d0628f', 'o'),
     'clip-adapter': ('#b5606a', 's'),
     'clip-lora': ('#b055c8', 'v'),
-    'lfa': ('#d43d3d', '<'),
-    'tip-adapter': ('#7a7a3a', '^'),
+    'lfa': ('#d43d3d', 'h'),
+    'tip-adapter': ('#7a7a3a', 'X'),
 }
 OTHER_STYLE = '#737373', '.'        # methods of one's own
 
