@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent/'dra_nb'
 # From the bottom up. A module imports from lines above its own, and from its own line as long as
 # nothing goes round in a circle. `data`, `methods` and `bench` are the folders' own __init__.py.
 ROOMS = [
-    'files checks seeds',
+    'files checks seeds figures',
     'clip',
     'weights',
     'attach',
@@ -27,7 +27,8 @@ ROOMS = [
     'methods',
     'training',
     'evaluation',
-    'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.speed',
+    'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.choice '
+    'bench.speed',
     'bench',
     'visualization claims pretraining',
     'bench.plan bench.paper bench.importance',
