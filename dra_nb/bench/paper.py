@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
            'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_words', 'paper_number',
-           'best_rows', 'printed_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table', 'save_svg',
-           'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model',
-           'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
+           'best_rows', 'printed_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table', 'draw_figure3',
+           'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model', 'make_figure4',
+           'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .protocols import find_protocol
@@ -32,7 +33,7 @@ from .tables import target_kind, to_table
 from ..clip import make_prompts
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
-from ..files import write_atomically
+from ..figures import STYLE, save_svg
 from ..methods import find_method, load_method
 from ..training import fit
 from ..visualization import show_gallery, text_notes, token_ranks, token_words
@@ -120,13 +121,13 @@ class PaperTable:
         known = find_protocol(self.protocol).targets_of(source)
         return (source,), tuple(t for t in known if target_kind(source, t) == self.kind)
 
-# %% ../../nbs/65_paper.ipynb #1b53844b
+# %% ../../nbs/65_paper.ipynb #0e729c58
 _OWN = 'dra-own'
 _FIELD = tuple(Line(name, name, paper=name, against=_OWN) for name in (
     'zero-shot', 'coop', 'cocoop', 'proda', 'kgcoop', 'lfa', 'maple', 'metaprompt', 'tcp', 'mma'))
 _KIN = tuple(Line(name, name, against=_OWN) for name in (
     'promptsrc', 'clip-adapter', 'tip-adapter', 'tip-adapter-f', 'clip-lora'))
-_ADAPTER = Line('adapter', 'adapter-own', against=_OWN)
+_ADAPTER = Line('adapter', 'adapter-own', paper='baseline', against=_OWN)
 _FROZEN = Line('zero-shot', 'zero-shot', against=_OWN)       # where the paper has no such row
 _PRESETS = tuple(Line(name, name, paper='dra', against=_OWN)
                  for name in ('dra-likely', 'dra-recommended'))
@@ -363,7 +364,7 @@ def table_on_file(
     plan = TablePlan(table, lines, sets, source if table.kind else '', seeds, (), real)
     return plan, found
 
-# %% ../../nbs/65_paper.ipynb #f112cb02
+# %% ../../nbs/65_paper.ipynb #5760ac3a
 NAMES = dict(base='base', new='new', hm='HM', accuracy='accuracy')
 
 @lru_cache
@@ -409,6 +410,7 @@ def paper_number(
     if dataset.startswith('average of'):
         dataset = 'average' if whole else dataset
     table = 'table1' if plan.table.name == 'table6' else plan.table.name
+    table = 'table4' if row['line'].paper == 'baseline' else table      # it has the plain adapter
     return published().get((table, row['line'].paper, dataset, metric))
 
 def best_rows(
@@ -521,15 +523,7 @@ def show_table(
     return '\n\n'.join(part for part in parts if part)
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
-def save_svg(
-    figure,  # of matplotlib
-    path     # file, made whole or not at all
-)->Path:
-    "Write a figure as SVG."
-    with write_atomically(path) as tmp:
-        figure.savefig(tmp, format='svg')
-    return Path(path)
-
+@rc_context(STYLE)
 def draw_figure3(
     rows:list  # of `table_rows`
 ):             # a figure
@@ -555,7 +549,7 @@ def draw_figure3(
         ax.set_xticks(x, x)
         ax.set_xlabel(name)
     figure.axes[0].set_ylabel('accuracy, %')
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend()
     return figure
 
 # %% ../../nbs/65_paper.ipynb #d4482f2d
@@ -605,6 +599,7 @@ def kinds_table(
                      'score × N': f'{scores.mean():.2f}', 'rank': f'{ranks.float().mean():.1f}'})
     return to_table(rows, format)
 
+@rc_context(STYLE)
 def draw_figure4(
     model,           # a CLIP with DRA modules
     items:list,      # images, six at most are shown
@@ -625,8 +620,8 @@ def draw_figure4(
     for ax,(kind, (scores, _)) in zip(right.subplots(len(kinds), 1, squeeze=False)[:, 0],
                                       kinds.items()):
         ax.hist(scores.numpy(), 30, color='C0')
-        ax.axvline(1, color='.5', lw=.8, ls='--')
-        ax.set_ylabel(kind, fontsize=8)
+        ax.axvline(1, color='#808080', lw=.8, ls='--')
+        ax.set_ylabel(kind)
     ax.set_xlabel('score × N')
     return figure
 
