@@ -10,6 +10,7 @@ __all__ = ['RATIOS', 'image_notes', 'text_notes', 'training_mask', 'patch_map', 
 # %% ../nbs/36_visualization.ipynb #2e090954
 import io
 import os
+import textwrap
 from dataclasses import replace
 from importlib.util import find_spec
 import torch
@@ -113,12 +114,12 @@ def show_gallery(images:Tensor,   # (n,3,S,S), values in [0,1]
     for ax,image,title in zip(axs[0], images, [*titles, *['']*len(images)]):
         ax.imshow(image.permute(1, 2, 0).numpy())
         ax.axis('off')
-        ax.set_title(title, fontsize=7)
+        ax.set_title(textwrap.fill(title, 14), fontsize=9)
     for row,(label, ranks) in zip(axs[1:], maps.items()):
         for ax,image,r in zip(row, images, ranks):
             show_ranks(image, r, ax, most)
         row[0].text(-.12, .5, label, rotation=90, va='center', ha='center',
-                    transform=row[0].transAxes, fontsize=8)
+                    transform=row[0].transAxes, fontsize=9)
     return axs
 
 # %% ../nbs/36_visualization.ipynb #3e8a5486
@@ -165,7 +166,7 @@ def show_words(words:list,   # C lists of N strings
             width = len(word)+1
             ax.add_patch(Rectangle((x, y), width, .9, color=colour, lw=0))
             ax.text(x+width/2, y+.45, word, ha='center', va='center', family='monospace',
-                    fontsize=7, color='black' if colour[1] > .45 else 'white')
+                    fontsize=9, color='black' if colour[1] > .45 else 'white')
             x += width+.3
         right = max(right, x)
     ax.set(xlim=(0, right), ylim=(len(words), 0))
@@ -273,7 +274,7 @@ class Explorer:
     def draw(self):
         "The four parts in a figure."
         c = self.chosen
-        fig = Figure(figsize=(9,2.7), dpi=80, layout='constrained')
+        fig = Figure(figsize=(9,2.7), dpi=100, layout='constrained')
         axs = fig.subplots(1, 4, width_ratios=(1,1,1.6,1.2))
         show_token_panel(self.image, self.note, self.mask, axs)
         classname = self.items()[c['image']].classname
