@@ -252,7 +252,6 @@ def add_dra(
         raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
     return _add(model, DRA, config, generator)
 
-# %% ../nbs/07_dra.ipynb #62cdef43
 def add_adapter(
     model:nn.Module,                        # an open_clip ViT CLIP; changed in place
     config:AdapterConfig=AdapterConfig(),   # settings
@@ -276,14 +275,12 @@ def dra_parameters(
     "The adapters' parameters, all that is trained."
     return [p for m in adapters(model).values() for p in m.parameters()]
 
-# %% ../nbs/07_dra.ipynb #542cd985
 def remove_dra(
     model:nn.Module  # a model with adapters; changed in place
 )->nn.Module:        # the model as it was
     "Take all adapters off again: weights, names, flags and outputs are the old ones."
     return detach(model)
 
-# %% ../nbs/07_dra.ipynb #829b2a82
 def regularization(
     model:nn.Module  # a model with adapters, after a training pass
 )->Tensor:           # scalar; 0 for plain adapters
@@ -301,7 +298,6 @@ def set_valid(
     with text_batch(model, padding_mask):
         yield model
 
-# %% ../nbs/07_dra.ipynb #d5f60ea0
 @contextmanager
 def recording(
     model:nn.Module  # a model with DRA modules
@@ -344,7 +340,6 @@ def save_dra(
     write_tensors(Path(folder)/WEIGHTS, adapter_tensors(model), dict(dra_nb=facts))
     return Path(folder)
 
-# %% ../nbs/07_dra.ipynb #952c89bb
 def config_from(
     kind:type,    # a frozen dataclass of settings
     given,        # what a file says
@@ -360,7 +355,6 @@ def config_from(
     except (ValueError, TypeError) as e:
         raise ValueError(f'{source}: holds settings that are not allowed ({e})') from None
 
-# %% ../nbs/07_dra.ipynb #8286fee5
 def load_dra(
     model:nn.Module,  # an open_clip ViT CLIP without adapters; changed in place
     folder            # written by save_dra, or by a method of adapters
