@@ -100,11 +100,13 @@ def _check_model(args):
         raise ValueError(f'pretrained: not given, and {args.model} has random weights without; '
                          "give one of open_clip's tags, such as openai, or a weights file")
 
+# %% ../nbs/14_cli.ipynb #fbcc53c5
 def _load_model(args):
     "The CLIP that was asked for."
     from dra_nb.weights import load_clip
     return load_clip(args.model, args.pretrained, args.device)
 
+# %% ../nbs/14_cli.ipynb #4558c983
 def _warn_of_photographs(args, items):
     "glyph-clip knows drawings only."
     from dra_nb.data.glyphs import is_glyph
@@ -162,6 +164,7 @@ def _dataset_name(args):
     public = args.dataset in REAL and args.root is None
     return args.dataset if public else load_dataset(args.dataset, args.root).name
 
+# %% ../nbs/14_cli.ipynb #3ab78aa4
 def _show_settings(args):
     "Print what a fit would do."
     dataset = _dataset_name(args)
@@ -182,6 +185,7 @@ def _subset(data, which):
     base, new = base_new(data)
     return base if which == 'base' else new
 
+# %% ../nbs/14_cli.ipynb #849a8fa9
 def _draw_shots(data, shots, seed):
     "The training images asked for; without a number 16 a class, or all there are."
     from dra_nb.data import few_shot_split
@@ -195,6 +199,7 @@ def _draw_shots(data, shots, seed):
              f'{len(data.test)} for testing (a folder that is not cut yet gives half to training)')
     return drawn
 
+# %% ../nbs/14_cli.ipynb #081ec506
 def _warn_of_chance(method, data, template, most=200):
     "Is the CLIP at chance on the training images?"
     from dra_nb.evaluation import accuracy
@@ -207,6 +212,7 @@ def _warn_of_chance(method, data, template, most=200):
              f'gives {100*chance:.0f} %: {method.model.clip_name} does not seem to know these '
              'images or the names of their classes')
 
+# %% ../nbs/14_cli.ipynb #2fc2ec3f
 class _Lines:
     "Progress as lines: one an epoch, and one in between when that takes long."
     def __init__(self, quiet=12.):
@@ -242,6 +248,7 @@ def _clip_facts(args):
     digest = weights_digest(args.model, args.pretrained)
     return dict(name=args.model, pretrained=args.pretrained, digest=digest)
 
+# %% ../nbs/14_cli.ipynb #4e666182
 def _check_folder(folder, name='out'):
     "Refuse a place where no folder can be made or written to, before any work."
     folder = Path(folder)
@@ -268,6 +275,7 @@ def _check_file(path):
                          'new name')
     _check_place(path)
 
+# %% ../nbs/14_cli.ipynb #acd6fd09
 def _fit(args):
     "Train and save."
     from dra_nb.data import load_dataset
@@ -312,6 +320,7 @@ def _fit(args):
     print(f'training accuracy {history[-1].get("accuracy", 100.):.1f} %, {seconds:.0f} s; '
           f'weights in {out}')
 
+# %% ../nbs/14_cli.ipynb #3fc00ad5
 def _fit_facts(args, data, template, preset, train):
     "What stands beside the weights."
     from dra_nb.bench.results import versions
@@ -319,6 +328,7 @@ def _fit_facts(args, data, template, preset, train):
                 subset=args.subset, shots=args.shots, seed=args.seed, images=len(data.train),
                 classnames=data.classnames, template=template, versions=versions())
 
+# %% ../nbs/14_cli.ipynb #37c9b86f
 def _fit_arguments(parser):
     _dataset_argument(parser, 'dataset')
     parser.add_argument('--method', default='dra', help='(default: %(default)s; an unknown one '
@@ -407,6 +417,7 @@ def _evaluate(args):
             template=template, metrics=dict(accuracy=found), counts=dict(test=len(data.test)),
             seconds=seconds, versions=versions()))
 
+# %% ../nbs/14_cli.ipynb #b1ee2b13
 def _evaluate_arguments(parser):
     _dataset_argument(parser, 'dataset')
     parser.add_argument('--weights', help='folder written by fit; zero-shot without')
@@ -446,6 +457,7 @@ def _names_in_file(path):
         _say(f'classes: {path} is in UTF-16 and was read as such')
     return names
 
+# %% ../nbs/14_cli.ipynb #85bed0a9
 def _image_files(words):
     "Image files, and those below folders."
     from dra_nb.data.items import is_image_name
@@ -460,6 +472,7 @@ def _image_files(words):
         paths += map(str, found)
     return paths
 
+# %% ../nbs/14_cli.ipynb #fc1293f0
 def _predict(args):
     "Print the most probable classes of every image."
     from dra_nb.data import Item, open_image
@@ -484,6 +497,7 @@ def _predict(args):
         pairs = zip(best.values.tolist(), best.indices.tolist())
         print(path, *(f'{names[i]} {100*share:.1f} %' for share,i in pairs), sep='  ')
 
+# %% ../nbs/14_cli.ipynb #f8b04897
 def _predict_arguments(parser):
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, or folders')
     parser.add_argument('--classes', help='names with commas between them, or a text file with '
@@ -535,6 +549,7 @@ class _RunLines:
         self.say(f'[{done}/{total}] {record.dataset} {record.method} seed {record.seed}: '
                  f'{"  ".join(shown[:3])}{more}  ({seconds}{also})')
 
+# %% ../nbs/14_cli.ipynb #27705ecf
 def _workers(args):
     "How many processes: one a core, or one on a GPU that a large model fills."
     from dra_nb.weights import find_device
@@ -562,6 +577,7 @@ def _check_settings(args, methods, dataset, config, train):
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 
+# %% ../nbs/14_cli.ipynb #350fc7df
 def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
     from dra_nb.bench.runs import find_dataset, make_runs
@@ -594,6 +610,7 @@ def _sources(args):
                          '--datasets')
     return names
 
+# %% ../nbs/14_cli.ipynb #309aa13f
 def _tables(records, protocol):
     "The tables of a protocol, as text."
     from dra_nb.bench.protocols import find_protocol
@@ -614,6 +631,7 @@ def _tables(records, protocol):
                 parts.append(f'{kind}:\n{difference_table(of_kind, ("accuracy",))}')
     return parts
 
+# %% ../nbs/14_cli.ipynb #1e5b4345
 def _show_search(records, path):
     "Print every point of the searches, and write the best ones."
     from dra_nb.bench.runs import best_point, search_table
@@ -630,6 +648,7 @@ def _show_search(records, path):
     write_json(path, chosen)
     print(f'\nthe best points are in {path}')
 
+# %% ../nbs/14_cli.ipynb #185bcb0b
 def _bench(args):
     "Make what a folder of results lacks, and print its tables."
     from dra_nb.bench.runs import at_points, run_missing
@@ -654,6 +673,7 @@ def _bench(args):
     parts = [part for part in _tables(records, args.protocol) if part]
     print('\n' + '\n\n'.join(parts) + f'\n\n{len(records)} runs in {args.out}')
 
+# %% ../nbs/14_cli.ipynb #23d6df3e
 def _bench_arguments(parser):
     parser.add_argument('--protocol', default='base-to-new', help='base-to-new; cross: train on '
                         'one set, test on others and on its shifts; domain-shift: on its shifts '
@@ -709,6 +729,7 @@ def _check_paper(args):
         raise ValueError(f"root: not given; {args.model} is run on the paper's data sets, which "
                          'are in a folder (--root DATA); --plan needs none')
 
+# %% ../nbs/14_cli.ipynb #70fe2e3d
 def _paper_command(args):
     "The line that makes what lacks."
     words = ['dra-nb', 'paper', args.table]
@@ -719,6 +740,7 @@ def _paper_command(args):
             words += [f'--{name}', *map(str, many)]
     return shlex.join(words)
 
+# %% ../nbs/14_cli.ipynb #1fe5f8b3
 def _make_paper(args, plan):
     "All records of a plan; makes those that lack."
     from dra_nb.bench.plan import Pace, time_text
@@ -738,6 +760,7 @@ def _make_paper(args, plan):
         return run_missing(plan.runs, args.out, _workers(args), args.device, weights, show,
                            args.ray)
 
+# %% ../nbs/14_cli.ipynb #9ddb9d20
 def _efficiency(args, plan):
     "What Table 6 measures: the last time if `--done`, and now otherwise."
     import json
@@ -761,6 +784,7 @@ def _paper_text(args, plan, records):
     parts = [efficiency_table(plan, _efficiency(args, plan), records, args.format)]
     return '\n\n'.join(filter(None, [*parts, missing_line(plan, records, command)]))
 
+# %% ../nbs/14_cli.ipynb #afc75829
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."
     from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table, save_svg,
@@ -796,6 +820,7 @@ def _paper(args):
     if args.format != 'csv':
         print(f'\n{len(records)} of {len(plan.runs)} runs in {args.out}')
 
+# %% ../nbs/14_cli.ipynb #219e5285
 def _paper_arguments(parser):
     parser.add_argument('table', metavar='TABLE', help='table1 … table6, fig3 or fig4')
     parser.add_argument('--plan', action='store_true', help='make nothing; say how many runs, '
@@ -871,6 +896,7 @@ def _demo(args):
           f'dra-nb bench\nresults in {out/"results"}, weights in {out/"weights"}, '
           f'token ranks in {figure}; {time.perf_counter()-start:.0f} s')
 
+# %% ../nbs/14_cli.ipynb #1814556d
 def _rank_figure(args, weights, out, n=6):
     "Which patches of a few test images a trained DRA lets keep all channels; the figure's path."
     from matplotlib.figure import Figure
@@ -896,6 +922,7 @@ def _rank_figure(args, weights, out, n=6):
         figure.savefig(tmp, format='png')
     return path
 
+# %% ../nbs/14_cli.ipynb #51ae56b8
 def _demo_arguments(parser):
     _dataset_argument(parser, '--dataset', default='vehicles')
     _shots_argument(parser, 8)
@@ -932,6 +959,7 @@ def _report_line(report):
         parts.append(f'{report["lists"]} lists, {report["found"]}')
     return '  '.join(parts)
 
+# %% ../nbs/14_cli.ipynb #9f19bc9b
 def _check_data(args):
     "Print a report on every data set."
     from dra_nb.data import REAL
@@ -950,6 +978,7 @@ def _check_data(args):
         raise ValueError(f'data: {problems} kind(s) of problem in {len(bad)} of {len(names)} '
                          f'data sets: {", ".join(bad)}')
 
+# %% ../nbs/14_cli.ipynb #d06457ff
 def _download(args):
     "Fetch what has an address; say what has none."
     from dra_nb.data.download import SOURCES, download
@@ -976,6 +1005,7 @@ def _download(args):
     if left:
         raise ValueError(f'data: {len(left)} thing(s) are left to do by hand')
 
+# %% ../nbs/14_cli.ipynb #25fd5b7c
 def _data(args):
     actions = dict(check=_check_data, download=_download)
     actions[args.action](args)

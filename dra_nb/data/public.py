@@ -129,6 +129,7 @@ def _by_folder(parts):
         found.append(rows)
     return found
 
+# %% ../../nbs/17_datasets.ipynb #74289ce8
 def _read_textures(place):
     "Lines `banded/banded_0002.jpg`, in three official lists (the first of ten cuts)."
     parts = []
@@ -146,6 +147,7 @@ def _read_food(place):
     train, val = _hold_out(train)
     return train, val, test
 
+# %% ../../nbs/17_datasets.ipynb #3b757064
 def _read_actions(place):
     "Lines `Archery/v_Archery_g08_c01.avi 1`; of every video we have its middle frame."
     lists = place.folder/'ucfTrainTestlist'
@@ -241,6 +243,7 @@ def _listing(folder, root):
         raise ValueError(f'{folder}: holds no class folders with images')
     return found
 
+# %% ../../nbs/17_datasets.ipynb #c7decb82
 def _cut_classes(classes):
     "Train, val and test rows from pairs of (class name, its paths), in label order."
     parts = [], [], []
@@ -249,6 +252,7 @@ def _cut_classes(classes):
             rows.extend((path, label, name) for path in cut)
     return parts
 
+# %% ../../nbs/17_datasets.ipynb #b5063363
 def _read_flowers(place):
     "One array `labels` from 1, image by image; names in a JSON file."
     path = place.folder/'imagelabels.mat'
@@ -262,6 +266,7 @@ def _read_flowers(place):
         paths.setdefault(_label(number, path), []).append(f'image_{index:05}.jpg')
     return _cut_classes([(names[str(label+1)], paths[label]) for label in sorted(paths)])
 
+# %% ../../nbs/17_datasets.ipynb #920efd4c
 def _read_objects(place):
     "Class folders in ASCII order, two of them ignored."
     classes = []
@@ -329,6 +334,7 @@ def _read_numbered(place):
     names = _numbered_classes()
     return _with_labels([[], [], _rows_of_folders(place, '', names)], names)
 
+# %% ../../nbs/17_datasets.ipynb #ce7aa8ce
 def _refuse_heap(folder):
     "Say what to do with images that lie in one folder instead of class folders."
     entries = list(os.scandir(folder))
@@ -340,6 +346,7 @@ def _refuse_heap(folder):
             f'(extract_ILSVRC.sh of https://github.com/pytorch/examples/tree/main/imagenet '
             f'does it)')
 
+# %% ../../nbs/17_datasets.ipynb #9931e133
 def _read_imagenet(place):
     "Train from train/, test from val/; one of them may be missing."
     names, parts = imagenet_classes(), dict(train=[], val=[])
@@ -586,6 +593,7 @@ def _folders_met(known, root):
         level, names = below, inner
     return met
 
+# %% ../../nbs/17_datasets.ipynb #2b2eeeac
 def _find_split(known, folders):
     "The published split file: in one of `folders`, or a level below it."
     if not known.split:
@@ -637,6 +645,7 @@ def _public_set(name):
                          f'{", ".join(REAL)}')
     return PUBLIC_SETS[name]
 
+# %% ../../nbs/17_datasets.ipynb #a82ed357
 def _refuse_missing(name, root, met):
     "Say where the set was looked for and where it comes from."
     known = PUBLIC_SETS[name]
@@ -658,6 +667,7 @@ def _refuse_missing(name, root, met):
     mirror = f' or {known.mirror}' if known.mirror else ''
     raise ValueError(f'{message}; get it from {known.homepage}{mirror}')
 
+# %% ../../nbs/17_datasets.ipynb #2222bc07
 def find_set(name,  # one of `PUBLIC_SETS`
              root,  # folder that holds the sets
             )->SetFolders:
@@ -693,6 +703,7 @@ def count_differences(name,             # one of `PUBLIC_SETS`
                   ('test images', have.test, want.test)]
     return [f'{n:,} {what}, expected {m:,}' for what, n, m in pairs if n != m]
 
+# %% ../../nbs/17_datasets.ipynb #c6c98f81
 def _without_doubling(items):
     "Items by way of folders that were unpacked into one of the same name (cars_train/cars_train)."
     places = {}
@@ -705,6 +716,7 @@ def _without_doubling(items):
         moved.append(item._replace(path=os.path.join(places[folder], name)))
     return moved
 
+# %% ../../nbs/17_datasets.ipynb #fc604685
 def read_lists(name,              # one of `PUBLIC_SETS`
                found:SetFolders,  # where it lies
               )->Dataset:
@@ -720,6 +732,7 @@ def read_lists(name,              # one of `PUBLIC_SETS`
         val=_without_doubling(dataset.val),
         test=_without_doubling(dataset.test))
 
+# %% ../../nbs/17_datasets.ipynb #4ed37015
 def load_public(name,  # one of `PUBLIC_SETS`
                 root,  # folder that holds the sets
                )->Dataset:
