@@ -288,7 +288,7 @@ NOTEBOOK = (
     '<p class="notebook">This page is a notebook: <a href="notebooks/{name}" download>{name}</a>. '
     'Run it with <code>python3 scripts/run.py lab {stem}</code>.</p>')
 SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
-# what a page does once it is there: the menu shows where one is, a wide equation gets smaller
+# what a page does once it is there: the menu shows where one is, keys reach a wide equation
 SCRIPT = """<script>
 (() => {
   const here = document.querySelector('#quarto-sidebar a.active');
@@ -298,16 +298,12 @@ SCRIPT = """<script>
     const place = here.getBoundingClientRect().top - menu.getBoundingClientRect().top;
     if (place > menu.clientHeight - 40 || place < 0) menu.scrollTop += place - menu.clientHeight/3;
   };
-  const fit = () => document.querySelectorAll('.math.display').forEach(box => {
-    let size = 1;
-    box.style.fontSize = '';
-    while (box.clientWidth && box.scrollWidth > box.clientWidth + 1 && size > .35) {
-      size *= Math.min(.97, box.clientWidth/box.scrollWidth);
-      box.style.fontSize = size + 'em';
-    }
+  const reach = () => document.querySelectorAll('.math.display').forEach(box => {
+    if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+    else box.removeAttribute('tabindex');
   });
-  addEventListener('load', () => { show(); fit(); });
-  addEventListener('resize', fit);
+  addEventListener('load', () => { show(); reach(); });
+  addEventListener('resize', reach);
 })();
 </script>"""
 

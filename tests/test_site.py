@@ -52,14 +52,17 @@ return {
         return place.top >= menu.top && place.bottom <= menu.bottom })(),
 }'''
 
-# What scrolls sideways on a phone and is no code.
+# What scrolls sideways on a phone and is no code, which equations are set smaller than the text.
 ASK_PHONE = '''
 const sideways = o => o.clientWidth && o.scrollWidth > o.clientWidth + 1
     && ['auto', 'scroll'].includes(getComputedStyle(o).overflowX)
 return {
     width: document.documentElement.scrollWidth,
+    small: [...document.querySelectorAll('main .math.display')].filter(o =>
+        parseFloat(getComputedStyle(o).fontSize)
+        < .99*parseFloat(getComputedStyle(o.parentElement).fontSize)).map(o => o.textContent),
     scrolls: [...document.querySelectorAll('main *')].filter(sideways)
-        .filter(o => !o.matches('pre.sourceCode, div.sourceCode, .sourceCode code'))
+        .filter(o => !o.matches('pre.sourceCode, div.sourceCode, .sourceCode code, .math.display'))
         .map(o => `${o.tagName}.${o.className}: ${o.textContent.slice(0, 60)}`),
 }'''
 
@@ -233,9 +236,11 @@ def test_phone_width(visits):
     assert wide == {}
 
 
-def test_only_code_scrolls_on_a_phone(visits):
+def test_what_scrolls_on_a_phone(visits):
+    "Code and wide equations; none is made smaller to fit."
     wide = {name: o['scrolls'] for name, o in visits.items() if o['scrolls']}
     assert wide == {}
+    assert {name: o['small'] for name, o in visits.items() if o['small']} == {}
 
 
 def test_no_box_is_cut(visits):
