@@ -631,18 +631,18 @@ def _tables(records, protocol):
                 parts.append(f'{kind}:\n{difference_table(of_kind, ("accuracy",))}')
     return parts
 
-# %% ../nbs/14_cli.ipynb #1e5b4345
+# %% ../nbs/14_cli.ipynb #90b998fd
 def _show_search(records, path):
     "Print every point of the searches, and write the best ones."
-    from dra_nb.bench.runs import best_point, search_table
+    from dra_nb.bench.runs import best_point, changed_in_all, search_table
     from dra_nb.bench.tables import to_table
-    from dra_nb.files import write_json
+    from dra_nb.files import read_json, write_json
     from dra_nb.methods import find_method
-    chosen = {}
+    chosen = read_json(path) if Path(path).exists() else {}       # of other methods
     for method in dict.fromkeys(r.method for r in records):
         own = [r for r in records if r.method == method]
         search = find_method(method)[0].search
-        chosen[method] = best_point(own, search)
+        chosen[method] = changed_in_all(own, search) | best_point(own, search)
         rows = [dict(row, hm=round(row['hm'], 2)) for row in search_table(own, search)]
         print(f'\n{method}\n{to_table(rows)}')
     write_json(path, chosen)
