@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['CENTRE', 'VARIANTS', 'DECIDES', 'COMPARISONS', 'SEARCH_SETS', 'RATES', 'SCALES', 'SEARCHED', 'FIRST_STEP', 'OPTIONS',
            'CHEAPER', 'control_runs', 'paper_effect', 'variant_of', 'compare', 'answer', 'foreground_auc',
-           'first_batch', 'search_start', 'search_options', 'search_rule']
+           'first_batch', 'search_start', 'search_options', 'search_rule', 'search_choices']
 
-# %% ../../nbs/38_importance.ipynb #6599ef2c
+# %% ../../nbs/38_importance.ipynb #880714db
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .choice import Option, Rule
+from .choice import Option, Rule, choose
 from .paper import margin, published
 from .runs import grid, make_runs
 from .statistics import mean_paired_difference, verdict
@@ -235,7 +235,7 @@ def search_options(
         found[name] = [replace(run, config={**run.config, **changes}) for run in best]
     return found
 
-# %% ../../nbs/38_importance.ipynb #7d2071f4
+# %% ../../nbs/38_importance.ipynb #7f657604
 def search_rule(
     method:str,  # 'adapter' or 'dra'
     **options    # of `make_runs`, such as `device`
@@ -250,3 +250,16 @@ def search_rule(
         named = {f'config.{k}': v for k,v in changes.items()}
         made.append(Option(name, named, cheaper=name in CHEAPER))
     return Rule(start, ('train.lr', 'config.scale', *FIRST_STEP), tuple(made))
+
+def search_choices(
+    records:list,  # of the search, some or all
+    **options      # of `make_runs`, such as `device`
+)->dict:           # 'adapter', 'dra' → `Choice`, for those with records
+    "What the rule chooses for the adapter and for DRA."
+    found = {}
+    for method, sources in SEARCHED.items():
+        plain = 'tokens' in sources                 # the adapter ranks by nothing
+        own = [r for r in records if (r.run['config']['tokens'] == 'none') == plain]
+        if own:
+            found[method] = choose(own, search_rule(method, **options))
+    return found
