@@ -7,7 +7,7 @@ __all__ = ['TEMPLATES', 'PHRASES', 'PretrainConfig', 'Concept', 'emoji_concepts'
            'encode_sentences', 'reduce_targets', 'turn_onto', 'used_tokens', 'Words', 'words_of', 'start_tokens',
            'run_block', 'some_patches', 'read_images', 'read_texts', 'orthogonal', 'Muon', 'optimizers', 'rate',
            'WeightAverage', 'Stopped', 'StopOnSignal', 'Stage', 'batches_from', 'contrast', 'shorten', 'WordBatches',
-           'word_loss', 'coloured_in', 'bent', 'recoloured', 'outlined', 'greyed', 'other_hands', 'PairBatch',
+           'word_loss', 'coloured_in', 'bent', 'recoloured', 'outlined', 'greyed', 'other_styles', 'PairBatch',
            'kept_patches', 'PairBatches', 'pair_loss', 'learn_words', 'learn_pairs', 'steps_in', 'flops_of_step',
            'pretrain', 'read_names', 'measure', 'phrase_ranks', 'unseen_names']
 
@@ -733,7 +733,7 @@ def greyed(
     "Without colours."
     return images.mean(1, keepdim=True).expand_as(images)
 
-def other_hands(
+def other_styles(
     images:Tensor,     # (B,3,S,S) in [0,1]; changed in place
     n:Tensor,          # (B,) int64, a number an image
     c:PretrainConfig
@@ -833,7 +833,7 @@ class PairBatches(Dataset):
         pixels = torch.from_numpy(np.stack([p for p, _ in drawn]))
         mono = torch.tensor([m for _, m in drawn])
         parts = zip(number.split(32), pixels.split(32), mono.split(32))   # small: stay in cache
-        return other_hands(torch.cat([paint(*part, look)[0] for part in parts]), number, c)
+        return other_styles(torch.cat([paint(*part, look)[0] for part in parts]), number, c)
 
     def _patches(self, number, step):
         patches = (self.c.model.image_size//self.c.model.patch)**2

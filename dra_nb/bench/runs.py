@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'settings_of', 'make_runs', 'grid', 'at_points', 'search_table',
-           'best_point', 'make', 'ending_cleanly', 'run_missing', 'bench']
+           'best_point', 'changed_in_all', 'make', 'ending_cleanly', 'run_missing', 'bench']
 
 # %% ../../nbs/61_runs.ipynb #3d078769
 import ctypes
@@ -257,6 +257,32 @@ def best_point(
                          'number at every point')
     best = max(rows, key=lambda row: row['hm'])
     return {name: best[name] for name in search}
+
+# %% ../../nbs/61_runs.ipynb #a92d31fc
+def changed_in_all(
+    records:list,  # of one method
+    search:dict    # as above
+)->dict:           # 'config.NAME' or 'train.NAME' → value
+    "What every run has otherwise than the recipe, besides what is searched."
+    found = []
+    for record in records:
+        run = record.run
+        kind, _ = find_method(run['method'])
+        config, train = settings_of(run['protocol'], run['method'], run['dataset'], run['clip'])
+        train = replace(train, amp=run['train']['amp'])           # what the device can do
+        published = json.loads(json.dumps(dict(config=_plain(config), train=asdict(train))))
+        changed = {}
+        for part,values in published.items():
+            for key,value in values.items():
+                if f'{part}.{key}' not in search and run[part][key] != value:
+                    changed[f'{part}.{key}'] = run[part][key]
+        if 'train.epochs' in changed and not kind.epoch_is_step:
+            passes = find_protocol(run['protocol']).passes
+            changed['train.epochs'] = round(changed['train.epochs']/passes)
+        found.append(changed)
+    if any(changed != found[0] for changed in found):
+        raise ValueError(f'records: got changed settings {found}, allowed are the same in all')
+    return found[0]
 
 # %% ../../nbs/61_runs.ipynb #2b160a4f
 def _build(run, model):
