@@ -73,7 +73,7 @@ def in_order(
             methods.append(r.method)
     return sorted(records, key=lambda r: (sets.index(r.dataset), methods.index(r.method), r.seed))
 
-# %% ../../nbs/64_tables.ipynb #929534a2
+# %% ../../nbs/64_tables.ipynb #a9f6b6e1
 def listed(
     words  # texts or numbers
 )->str:
@@ -99,8 +99,8 @@ def provenance(
     seeds = listed(sorted({r.seed for r in records}))
     counts = [_counted(len(records), 'run'), _counted(len(methods), 'method'),
               f'trained on {_counted(len(sets), "data set")}']
-    text = (f'{", ".join(counts)}, seeds {seeds}; {hours:.1f} hours in all, on {devices}, with '
-            f'{listed(parts)}.')
+    text = (f'{", ".join(counts)}, seeds {seeds}. They took {hours:.1f} hours in all on {devices}, '
+            f'with {listed(parts)}.')
     clips = sorted({(r.run['clip'], r.run['weights'], r.run['data']) for r in records}, key=str)
     return ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
 
