@@ -14,7 +14,7 @@ from .files import read_json, write_atomically
 # %% ../nbs/37_does_it_hold.ipynb #a7210935
 VERDICTS = ('holds', 'holds under a condition', 'does not hold', 'not decided')
 
-# %% ../nbs/37_does_it_hold.ipynb #d2b17417
+# %% ../nbs/37_does_it_hold.ipynb #be247f30
 def record_claim(name:str,    # short and unique, such as '04-order'
                  source:str,  # where the paper says it, such as '§3.2.1, Eq. 11'
                  claim:str,   # what it says, in our words
@@ -32,7 +32,7 @@ def record_claim(name:str,    # short and unique, such as '04-order'
         file.write_text(text+'\n', encoding='utf-8')
     return verdict
 
-# %% ../nbs/37_does_it_hold.ipynb #eb9175c7
+# %% ../nbs/37_does_it_hold.ipynb #0cd203b8
 def check_claim(name:str,    # as in `record_claim`
                 verdict:str, # of this run
                 folder='results/claims', # where the files are
@@ -44,7 +44,7 @@ def check_claim(name:str,    # as in `record_claim`
         raise ValueError(f'verdict: got {verdict!r} for {name}, allowed {filed!r}, which {path} '
                          'says; look at what changed and run the whole page again')
 
-# %% ../nbs/37_does_it_hold.ipynb #b661e28d
+# %% ../nbs/37_does_it_hold.ipynb #5f38e17c
 def read_claims(folder='results/claims', # where the files are
                )->list:                  # records, by name
     "All verdicts on file."

@@ -12,7 +12,7 @@ from .paper import (NAMES, TablePlan, margin, measured, paper_number, with_half)
 from .statistics import mean_paired_difference, verdict
 from .tables import to_table
 
-# %% ../../nbs/34_ablations.ipynb #d2637e6a
+# %% ../../nbs/34_ablations.ipynb #52ff3704
 class Finding(NamedTuple):
     "A difference of two rows of a table."
     mean:float     # points
@@ -53,7 +53,7 @@ def difference(
     said = verdict(*found, margin(metric))
     return Finding(*found, said, printed_difference(plan, a, b, metric))
 
-# %% ../../nbs/34_ablations.ipynb #fe8a060a
+# %% ../../nbs/34_ablations.ipynb #9b0e7b4f
 def side_by_side(
     plan:TablePlan,
     records:list,       # of `TablePlan.labelled`
