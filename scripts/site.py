@@ -202,7 +202,8 @@ MORE = r'(?:(?:–|-|, | and | to )\d+)*'
 EQUATION = re.compile(rf'\bEq(?:\.|uation) ?\d+|\bEq(?:s\.|uations) ?\d+{MORE}')
 # warnings about what is there for Quarto or nbdev, and of links by nbdev that `settle` sees to
 EXPECTED = re.compile('html-math-method|output-file|skip_exec|skip_showdoc|broken link /')
-UNLINKED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'h4', 'nav', 'pre', 'script', 'summary'}
+UNLINKED = {'a', 'button', 'code', 'h1', 'h2', 'h3', 'h4', 'nav', 'pre', 'script', 'summary',
+            'svg'}
 
 
 def page_name(notebook):
