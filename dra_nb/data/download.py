@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SOURCES', 'fetch', 'unpack', 'Source', 'what_is_missing', 'download']
 
-# %% ../../nbs/18_download.ipynb #d055e51c
+# %% ../../nbs/18_download.ipynb #5afb7a47
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -98,7 +99,7 @@ def fetch(url,        # http or https address
     os.replace(part, path)
     return path
 
-# %% ../../nbs/18_download.ipynb #dbff36ef
+# %% ../../nbs/18_download.ipynb #ece394a4
 class _StrictTarInfo(tarfile.TarInfo):
     "A header that cannot be read is an error, not the end of the archive."
     @classmethod
@@ -127,11 +128,16 @@ def _extract_zip(archive, folder):
         file.extractall(folder)
 
 def _extract_tar(archive, folder):
-    def plain_data(member, path):
-        _refuse_strange(archive, member.name, member.isfile() or member.isdir())
-        return tarfile.data_filter(member, path)
     with tarfile.open(archive, tarinfo=_StrictTarInfo) as file:
-        file.extractall(folder, filter=plain_data)
+        for member in file:
+            _refuse_strange(archive, member.name, member.isfile() or member.isdir())
+            path = Path(folder)/member.name
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with file.extractfile(member) as source, open(path, 'wb') as copy:
+                shutil.copyfileobj(source, copy)
         while file.fileobj.read(1 << 20):                       # up to the checksum at its end
             pass
 
