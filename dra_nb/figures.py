@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['INK', 'CYCLE', 'STYLE', 'figure_svg', 'save_svg', 'use_svg', 'as_jpeg']
 
-# %% ../nbs/59_figures.ipynb #2bb28de5
+# %% ../nbs/59_figures.ipynb #76954786
 import io
 import re
 import sys
 from pathlib import Path
 
 import matplotlib
-from cycler import cycler
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 
 from .files import write_atomically
 
-# %% ../nbs/59_figures.ipynb #0d0c5cef
+# %% ../nbs/59_figures.ipynb #7f636158
 INK = '#737373'     # axes and words; the site's style sheet knows it by this number
 CYCLE = ('#2878c8', '#d0660a', '#2a933a', '#d43d3d', '#8a63d2', '#946b2d', '#c9579f', '#808080',
          '#7d8415', '#0f8f9c')
 STYLE = {
     'axes.edgecolor': INK, 'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK,
-    'ytick.color': INK, 'axes.prop_cycle': cycler(color=CYCLE),
+    'ytick.color': INK, 'axes.prop_cycle': rcsetup.cycler('color', CYCLE),
     'figure.facecolor': 'none', 'axes.facecolor': 'none', 'legend.facecolor': 'none',
     'legend.edgecolor': 'none', 'savefig.facecolor': 'none',
     'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 10,

@@ -53,7 +53,7 @@ def difference(
     said = verdict(*found, margin(metric))
     return Finding(*found, said, printed_difference(plan, a, b, metric))
 
-# %% ../../nbs/34_ablations.ipynb #9b0e7b4f
+# %% ../../nbs/34_ablations.ipynb #a301d7d4
 def side_by_side(
     plan:TablePlan,
     records:list,       # of `TablePlan.labelled`
@@ -67,13 +67,12 @@ def side_by_side(
         row = dict(row=line.label)
         for metric in plan.table.columns:
             paper = paper_number(plan, dict(block=block, line=line), metric)
-            row[NAMES[metric]] = with_half(*found[metric]) if found else '–'
-            row[f'{NAMES[metric]}, paper'] = '' if paper is None else f'{paper.value:.2f}'
+            own = with_half(*found[metric]) if found else '–'
+            row[f'{NAMES[metric]} (paper)'] = own if paper is None else f'{own} ({paper.value:.2f})'
         for metric in ('new', 'hm'):
             against = line.against and difference(plan, records, line.against, line.label, metric)
-            name = f'chosen − this, {NAMES[metric]}'
-            row[name] = with_half(*against[:2], '+') if against else '–'
-            row[f'{NAMES[metric]} is'] = against.verdict if against else '–'
+            said = f'{with_half(*against[:2], "+")}, {against.verdict}' if against else '–'
+            row[f'chosen − this, {NAMES[metric]}'] = said
         rows.append(row)
     return to_table(rows, format)
 
