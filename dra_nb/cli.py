@@ -631,14 +631,20 @@ def _tables(records, protocol):
                 parts.append(f'{kind}:\n{difference_table(of_kind, ("accuracy",))}')
     return parts
 
-# %% ../nbs/14_cli.ipynb #90b998fd
+# %% ../nbs/14_cli.ipynb #e534ca4b
+def _searched(path):
+    "What a file says of methods that were searched; refuses one that cannot be written or read."
+    from dra_nb.files import read_json
+    _check_place(path, 'search')
+    return read_json(path) if Path(path).exists() else {}
+
 def _show_search(records, path):
     "Print every point of the searches, and write the best ones."
     from dra_nb.bench.runs import best_point, changed_in_all, search_table
     from dra_nb.bench.tables import to_table
-    from dra_nb.files import read_json, write_json
+    from dra_nb.files import write_json
     from dra_nb.methods import find_method
-    chosen = read_json(path) if Path(path).exists() else {}       # of other methods
+    chosen = _searched(path)                    # now: another search may have ended meanwhile
     for method in dict.fromkeys(r.method for r in records):
         own = [r for r in records if r.method == method]
         search = find_method(method)[0].search
@@ -648,7 +654,7 @@ def _show_search(records, path):
     write_json(path, chosen)
     print(f'\nthe best points are in {path}')
 
-# %% ../nbs/14_cli.ipynb #185bcb0b
+# %% ../nbs/14_cli.ipynb #f2870e38
 def _bench(args):
     "Make what a folder of results lacks, and print its tables."
     from dra_nb.bench.runs import at_points, run_missing
@@ -661,6 +667,7 @@ def _bench(args):
     for method in methods:
         find_method(method)
     if args.search:
+        _searched(args.search)                  # before any work
         args.protocol = 'inner-split'
     runs = _plan(args, methods, _sources(args), args.seeds)
     runs = at_points(runs) if args.search else runs

@@ -117,6 +117,19 @@ def test_small_search(call, tmp_path):
     assert list(chosen['tip-adapter'].values()) == [float(x) for x in first[:2]]
 
 
+@pytest.mark.parametrize('text, said', [('no JSON', 'best.json'), ('[1]', 'allowed is an object'),
+                                        (None, 'is no folder')])
+def test_file_of_a_search_is_looked_at_before_any_work(capsys, clip, tmp_path, text, said):
+    path = tmp_path/'best.json'
+    path.write_text(text or '')
+    place = path if text else path/'inside.json'
+    code = main([*map(str, ['bench', '--search', place, '--methods', 'tip-adapter', '--seeds', 1,
+                            '--datasets', 'vehicles', '--out', tmp_path/'r']), *clip])
+    err = capsys.readouterr().err
+    assert code == 2 and said in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path/'r').exists() and path.read_text() == (text or '')
+
+
 @pytest.mark.parametrize('cls', METHODS.values(), ids=list(METHODS))
 def test_searches_are_equally_large(cls):
     "Six points each, among settings that the method has; the first one is the default's."
