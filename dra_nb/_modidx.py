@@ -407,6 +407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'dra_nb.cli._rank_figure': ('cli.html#_rank_figure', 'dra_nb/cli.py'),
                             'dra_nb.cli._report_line': ('cli.html#_report_line', 'dra_nb/cli.py'),
                             'dra_nb.cli._say': ('cli.html#_say', 'dra_nb/cli.py'),
+                            'dra_nb.cli._searched': ('cli.html#_searched', 'dra_nb/cli.py'),
                             'dra_nb.cli._seed_numbers': ('cli.html#_seed_numbers', 'dra_nb/cli.py'),
                             'dra_nb.cli._settings': ('cli.html#_settings', 'dra_nb/cli.py'),
                             'dra_nb.cli._settings_arguments': ('cli.html#_settings_arguments', 'dra_nb/cli.py'),
