@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'PHRASES', 'PretrainConfig', 'Concept', 'emoji_concepts'
            'WeightAverage', 'Stopped', 'StopOnSignal', 'Stage', 'batches_from', 'contrast', 'shorten', 'WordBatches',
            'word_loss', 'coloured_in', 'bent', 'recoloured', 'outlined', 'greyed', 'other_styles', 'PairBatch',
            'kept_patches', 'PairBatches', 'pair_loss', 'learn_words', 'learn_pairs', 'steps_in', 'flops_of_step',
-           'pretrain', 'read_names', 'measure', 'phrase_ranks', 'unseen_names']
+           'pretrain', 'read_names', 'measure', 'phrase_ranks', 'unseen_names', 'average_weights']
 
 # %% ../nbs/15_pretraining.ipynb #8ac6fb79
 import json
@@ -1114,3 +1114,28 @@ def unseen_names(
         right.append((F.normalize(x, dim=-1)@bank.T).argmax(1) == k)
     right = torch.cat(right)
     return _percent(right), len(right)
+
+# %% ../nbs/15_pretraining.ipynb #8a9c8b98
+def average_weights(
+    start,     # weights file that a run went on from
+    end,       # weights file that the run made
+    share,     # of `end` in the average, 0 to 1
+    path       # the new file
+)->Path:       # the new file
+    "Average two files of weights, tensor by tensor; what only `end` has learned is kept whole."
+    check_number('share', share, least=0, most=1)
+    facts = glyph_clip_facts(end)
+    shape = facts['config']['model']
+    if glyph_clip_facts(start)['config']['model'] != shape:
+        raise ValueError(f'start: {start} has another model than {end}')
+    known, ids = (read_tensors(f, others=('token_ids',))[0]['token_ids'].long()
+                  for f in (start, end))
+    first, last = (load_clip('glyph-clip', str(f), 'cpu').state_dict() for f in (start, end))
+    mixed = {key: first[key].lerp(last[key], share) for key in last}
+    fresh = ids[~torch.isin(ids, known)]
+    table = 'token_embedding.weight'
+    mixed[table][fresh] = last[table][fresh]
+    model = build_glyph_clip(GlyphClipConfig(**shape))
+    model.load_state_dict(mixed)
+    averaged = dict(share=share, start=file_digest(start, digits=10))
+    return save_glyph_clip(model, path, {**facts, 'averaged': averaged}, ids)

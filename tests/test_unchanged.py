@@ -1,9 +1,10 @@
-"""The numbers of the code before it was cut into rooms, for what must not change.
+"""Numbers that must not change when code is only moved or made faster.
 
-They were stored at commit 47912b2. `before.safetensors`: outputs, regularizers and gradients of
-adapter and DRA modules with given noise, and losses and logits of a tiny CLIP that carries them,
-computed in double precision and stored in single. `zero_shot.json`: right answers of glyph-clip on
-the test images of the embedded sets. The few-shot draws are pinned in test_public.py."""
+`before.safetensors` was stored before the code was cut into rooms (commit 47912b2): outputs,
+regularizers and gradients of adapter and DRA modules with given noise, and losses and logits of a
+tiny CLIP that carries them, computed in double precision and stored in single. `zero_shot.json` was
+stored with the weights of version 0.2: right answers of glyph-clip on the test images of the
+embedded sets. The few-shot draws are pinned in test_public.py."""
 import json
 from dataclasses import replace
 from pathlib import Path
