@@ -1249,6 +1249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.pretraining._rounded': ('pretraining.html#_rounded', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._sentence_encoder': ('pretraining.html#_sentence_encoder', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining._settle': ('pretraining.html#_settle', 'dra_nb/pretraining.py'),
+                                    'dra_nb.pretraining.average_weights': ('pretraining.html#average_weights', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining.batches_from': ('pretraining.html#batches_from', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining.bent': ('pretraining.html#bent', 'dra_nb/pretraining.py'),
                                     'dra_nb.pretraining.caption': ('pretraining.html#caption', 'dra_nb/pretraining.py'),
