@@ -1,4 +1,5 @@
-"""The control of page 38: every source ranks as it says, and nothing else differs between its variants."""
+"""The control of page 38 and the search of 3b: every source ranks as it says, and nothing else
+differs between variants."""
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ from torch.testing import assert_close
 
 from conftest import tiny_clip
 from dra_nb.attach import attached, set_step
-from dra_nb.bench.importance import (CENTRE, COMPARISONS, SEARCHED, VARIANTS, control_runs,
-                                     first_batch, foreground_auc, search_start)
+from dra_nb.bench.importance import (CENTRE, COMPARISONS, VARIANTS, control_runs, first_batch,
+                                     foreground_auc)
+from dra_nb.bench.search import SEARCHED, search_start
 from dra_nb.clip import real_tokens
 from dra_nb.data import base_new, few_shot, load_dataset
 from dra_nb.data.images import TrainingImages

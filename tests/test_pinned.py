@@ -1,4 +1,4 @@
-"""Learning happens: one run of the stored table, made again.
+"""Learning happens: one stored run with the package's weights, made again.
 
 A rate divided by a thousand, a frozen adapter or a mask that lets nothing pass would still give
 base accuracies above chance; here the run must come within two points of its record, and train
@@ -10,13 +10,16 @@ from dra_nb.clip import load_clip
 from dra_nb.data import load_dataset
 from dra_nb.evaluation import base_to_new
 from dra_nb.methods import build_method
+from dra_nb.weights import weights_digest
 
-STORED = Path(__file__).parents[1]/'nbs'/'results'/'base_to_new'
+# made by: dra-nb bench --methods dra --datasets vehicles --seeds 1
+STORED = Path(__file__).parent/'fixtures'/'pinned'
 
 
 def test_vehicles():
-    record, = [r for r in read_results(STORED)
-               if (r.method, r.dataset, r.seed) == ('dra', 'vehicles', 1)]
+    record, = read_results(STORED)
+    assert (record.method, record.dataset, record.seed) == ('dra', 'vehicles', 1)
+    assert record.run['weights'] == weights_digest('glyph-clip'), 'other weights: make the run anew'
     method = build_method('dra', load_clip('glyph-clip', device='cpu'), seed=1)
     found = base_to_new(method, load_dataset('vehicles'), seed=1)
     for part in ('base', 'new'):

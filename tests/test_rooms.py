@@ -31,7 +31,7 @@ ROOMS = [
     'bench.speed',
     'bench',
     'visualization claims pretraining',
-    'bench.plan bench.paper bench.importance bench.ablations',
+    'bench.plan bench.paper bench.importance bench.search bench.ablations',
     'drawings',
     'cli',
 ]
