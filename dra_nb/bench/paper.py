@@ -388,7 +388,7 @@ def with_half(
     return text if math.isinf(half) else f'{text} ± {half:.2f}'
 
 VERBS = {'better': 'is better than', 'worse': 'is worse than', 'equivalent': 'is as good as',
-         'not decided': 'is not told apart from'}
+         'not decided': 'shows no clear difference from'}
 
 def in_words(
     mean:float,  # of a difference
