@@ -221,9 +221,9 @@ def test_without_shots_what_is_there(tmp_path, tiny, own, call):
 
 def test_warnings_a_newcomer_needs(tiny, own, tmp_path, call):
     "Photographs and words that glyph-clip never met, and a CLIP at chance."
-    code, _, err = call('predict', own/'red'/'0.png', '--classes', 'axolotl,okapi,fire engine')
+    code, _, err = call('predict', own/'red'/'0.png', '--classes', 'manatee,platypus,fire engine')
     assert code == 0 and '--model ViT-B-16-quickgelu --pretrained openai' in err
-    assert "no word for 2 of 3 names ('axolotl', 'okapi')" in err
+    assert "no word for 2 of 3 names ('manatee', 'platypus')" in err
     code, _, err = call('fit', own, '--shots', 4, '--train', 'epochs=1', '--out', tmp_path/'w',
                         '--pretrained', tiny[0])
     assert code == 0 and 'guessing gives 25 %' in err
