@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'TESTED', 'UNTRAINED', 'read_speed', 'method_table', 'memory_table', 'speed_answer', 'counting_flops',
-           'count_flops', 'counting_saved_bytes', 'step_cost', 'build_settings', 'wait_for', 'matmul_rate', 'Stopwatch',
-           'speed_dataset', 'Variant', 'training_speed', 'inference_speed', 'speed', 'speed_table', 'StepFlops',
-           'method_times', 'LiveBytes', 'peak_bytes', 'method_memory', 'write_speed']
+           'count_flops', 'KeptBytes', 'counting_saved_bytes', 'step_cost', 'build_settings', 'wait_for', 'matmul_rate',
+           'Stopwatch', 'speed_dataset', 'Variant', 'training_speed', 'inference_speed', 'speed', 'speed_table',
+           'StepFlops', 'method_times', 'LiveBytes', 'peak_bytes', 'method_memory', 'write_speed']
 
 # %% ../../nbs/35_efficiency.ipynb #a39b1e64
 import json
@@ -114,23 +114,47 @@ def count_flops(
         work()
     return counter.get_total_flops()
 
-# %% ../../nbs/35_efficiency.ipynb #f74bcb15
+# %% ../../nbs/35_efficiency.ipynb #fa6f49ad
+class _Kept:
+    "A tensor that autograd keeps; it goes when autograd lets it go."
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+class KeptBytes:
+    "Most bytes that autograd keeps at once, without the weights (their 16-bit copies count)."
+    def __init__(self,
+        weights  # tensors that do not count
+    ):
+        self.weights = {w.untyped_storage().data_ptr() for w in weights}
+        self.holders = Counter()     # address of a storage → how many kept tensors lie in it
+        self.now = self.most = 0     # bytes
+
+    def pack(self, tensor):
+        "Count the storage of a tensor that is kept, once for all tensors in it."
+        kept, storage = _Kept(tensor), tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address not in self.weights:
+            if not self.holders[address]:
+                self.now += size
+                self.most = max(self.most, self.now)
+            self.holders[address] += 1
+            weakref.finalize(kept, self.release, address, size).atexit = False
+        return kept
+
+    def release(self, address, size):
+        "A kept tensor is gone."
+        self.holders[address] -= 1
+        if not self.holders[address]:
+            self.now -= size
+
 @contextmanager
 def counting_saved_bytes(
     weights  # tensors that do not count
-):           # yields a list to which the bytes of every tensor kept are added
-    "Bytes that autograd keeps, without the weights (their 16-bit copies count)."
-    seen, sizes = {w.untyped_storage().data_ptr() for w in weights}, []
-
-    def pack(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            sizes.append(storage.nbytes())
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        yield sizes
+):           # yields `KeptBytes`
+    "Within it the bytes are counted that autograd keeps for backward passes."
+    counter = KeptBytes(weights)
+    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
+        yield counter
 
 def step_cost(
     method,           # a `Method`
@@ -160,14 +184,14 @@ def step_cost(
             method.set_classes(classnames, 'a photo of a {}.')
         loss()                                               # what is computed once for all steps
         flops = count_flops(step)
-        with counting_saved_bytes(method.parameters()) as sizes:
+        with counting_saved_bytes(method.parameters()) as kept:
             loss()
         tokens = method.prompts.tokens.shape[-1] if method.prompts is not None else None
     finally:
         method.truncate_text, method.text_chunk = 'exact', None
         set_step(method.model, None)
         method.eval()
-    return dict(flops=flops, saved_bytes=sum(sizes), text_tokens=tokens)
+    return dict(flops=flops, saved_bytes=kept.most, text_tokens=tokens)
 
 # %% ../../nbs/35_efficiency.ipynb #896f26ce
 def build_settings(
