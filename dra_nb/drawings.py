@@ -348,13 +348,9 @@ def cost_rows(
     for method in methods:
         cost = cost_of(method)
         length = unit.context if cost.pads else min(tokens, unit.context)
-        prompts = cost.prompt*classes+cost.pair*images*classes
-        kept = cost.kept_prompt*classes+cost.kept_pair*images*classes
-        step = cost.image*images*unit.image+prompts*length*unit.token
-        memory = cost.kept_image*images*unit.image_layer+kept*length*unit.token_layer
-        test = cost.test_image*unit.image+cost.test_pair*classes*length*unit.token
-        rows.append(dict(method=method, parameters=parameters_on(method), step=step,
-                         memory=memory, test=test))
+        size = images, classes, unit, length
+        rows.append(dict(method=method, parameters=parameters_on(method), step=cost.step(*size),
+                         memory=cost.kept(*size), test=cost.test(1, *size[1:])))
     return rows
 
 def cost_table(
