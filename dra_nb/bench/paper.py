@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
-           'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_words', 'paper_number',
-           'best_rows', 'printed_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table', 'draw_figure3',
-           'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model', 'make_figure4',
-           'training_rates', 'efficiency', 'efficiency_table']
+           'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points', 'in_words',
+           'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table',
+           'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model',
+           'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
@@ -387,6 +387,13 @@ def with_half(
     text = f'{mean:{sign}.2f}'
     return text if math.isinf(half) else f'{text} ± {half:.2f}'
 
+def in_points(
+    mean:float,  # of a difference
+    half:float   # of its interval; infinite if there is none
+)->str:
+    "A difference for a sentence, with a printer's minus."
+    return f'{with_half(mean, half, "+")} points'.replace('-', '−')
+
 VERBS = {'better': 'is better than', 'worse': 'is worse than', 'equivalent': 'is as good as',
          'not decided': 'shows no clear difference from'}
 
@@ -396,8 +403,7 @@ def in_words(
     metric:str   # such as 'new'
 )->str:
     "A difference for a sentence: points, interval and verdict."
-    found = f'{with_half(mean, half, "+")} points'.replace('-', '−')
-    return f'{found}, {verdict(mean, half, margin(metric))}'
+    return f'{in_points(mean, half)}, {verdict(mean, half, margin(metric))}'
 
 def paper_number(
     plan:TablePlan,

@@ -100,10 +100,11 @@ def provenance(
             made.setdefault(name, set()).add(version)
     parts = [f'{name} {listed(sorted(found))}' for name,found in made.items()]
     devices = listed(sorted({r.device for r in records}))
-    seeds = listed(sorted({r.seed for r in records}))
+    seeds = sorted({r.seed for r in records})
+    of_seeds = f'{"seed" if len(seeds) == 1 else "seeds"} {listed(seeds)}'
     counts = [_counted(len(records), 'run'), _counted(len(methods), 'method'),
               f'trained on {_counted(len(sets), "data set")}']
-    text = (f'{", ".join(counts)}, seeds {seeds}. They took {hours:.1f} hours in all on {devices}, '
+    text = (f'{", ".join(counts)}, {of_seeds}. They took {hours:.1f} hours in all on {devices}, '
             f'with {listed(parts)}.')
     clips = sorted({(r.run['clip'], r.run['weights'], r.run['data']) for r in records}, key=str)
     return ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
