@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['load_dataset']
 
-# %% ../../nbs/53_load.ipynb #0a98c066
+# %% ../../nbs/53_load.ipynb #3ff82f56
 from difflib import get_close_matches
 from pathlib import Path
 
 from .folders import load_csv, load_folder
 from .glyphs import SETS, SHIFTS, classnames, glyph_address, labels
 from .items import Dataset, Item
-from .public import REAL, load_public
+from .public import REAL, load_public, sets_in
 
-# %% ../../nbs/53_load.ipynb #52e9b206
+# %% ../../nbs/53_load.ipynb #61e0c2ca
 def _embedded_items(name, split, classes):
     "The items of a split of an embedded set."
     if split != 'test' and name in SHIFTS:           # shifted versions of `general` are tests only
@@ -28,14 +28,27 @@ def _embedded(name):
     lists = [_embedded_items(name, split, classes) for split in ('train', 'val', 'test')]
     return Dataset(*lists, classes, name=name)
 
+def _with_nearest(name, known):
+    "The name that was given, and the one that was perhaps meant."
+    near = get_close_matches(str(name).lower(), known, 1)
+    return f'{str(name)!r} (did you mean {near[0]!r}?)' if near else repr(str(name))
+
 def _unknown(name):
     "The error for a name that is no data set's, no folder's and no file's."
-    known = (*SETS, *SHIFTS, *REAL)
-    near = get_close_matches(str(name).lower(), known, 1)
-    meant = f' (did you mean {near[0]!r}?)' if near else ''
+    given = _with_nearest(name, (*SETS, *SHIFTS, *REAL))
     embedded, public = ', '.join((*SETS, *SHIFTS)), ', '.join(REAL)
-    return ValueError(f'name: unknown data set {str(name)!r}{meant}; allowed: {embedded}; '
+    return ValueError(f'name: unknown data set {given}; allowed: {embedded}; '
                       f'with a root {public}; or your own folder of class folders or CSV file')
+
+def _load_own(name, root):
+    "Images of one's own under a name; public sets are no classes."
+    if str(root).lower().endswith('.csv'):
+        return load_csv(root, name)
+    held = sets_in(root)
+    if held:
+        raise ValueError(f'name: unknown data set {_with_nearest(name, held)}; root {root} holds '
+                         f'public sets, allowed are {", ".join(held)}')
+    return load_folder(root, name)
 
 def load_dataset(
     name,       # of an embedded or public set, or your own folder of class folders or CSV file
@@ -48,8 +61,7 @@ def load_dataset(
                              'name the folder that holds it (--root DIR)')
         return load_public(name, root)
     if root is not None:
-        is_file = str(root).lower().endswith('.csv')
-        return load_csv(root, name) if is_file else load_folder(root, name)
+        return _load_own(name, root)
     if name in (*SETS, *SHIFTS):
         return _embedded(name)
     if str(name).lower().endswith('.csv'):

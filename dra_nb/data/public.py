@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CALTECH_NAMES', 'CALTECH_IGNORED', 'EUROSAT_NAMES', 'MIRROR', 'SPLITS_HOMEPAGE', 'PUBLIC_SETS', 'REAL', 'SetFolders',
-           'stays_within', 'imagenet_classes', 'Counts', 'count', 'PublicSet', 'find_set', 'count_differences',
-           'read_lists', 'load_public', 'check_against_published']
+           'stays_within', 'imagenet_classes', 'Counts', 'count', 'PublicSet', 'public_set', 'find_set', 'sets_in',
+           'count_differences', 'read_lists', 'load_public', 'check_against_published']
 
 # %% ../../nbs/17_datasets.ipynb #1aff0122
 import hashlib
@@ -637,8 +637,8 @@ def _image_folder(known, folders, paths):
             best, best_score = folder, score
     return best
 
-# %% ../../nbs/17_datasets.ipynb #715d4b89
-def _public_set(name):
+# %% ../../nbs/17_datasets.ipynb #82cce7e3
+def public_set(name:str)->PublicSet:
     "What is known about the set of this name."
     if name not in PUBLIC_SETS:
         raise ValueError(f'name: got {name!r}, which is no public data set; allowed: '
@@ -667,12 +667,12 @@ def _refuse_missing(name, root, met):
     mirror = f' or {known.mirror}' if known.mirror else ''
     raise ValueError(f'{message}; get it from {known.homepage}{mirror}')
 
-# %% ../../nbs/17_datasets.ipynb #2222bc07
+# %% ../../nbs/17_datasets.ipynb #5531a1fa
 def find_set(name,  # one of `PUBLIC_SETS`
              root,  # folder that holds the sets
             )->SetFolders:
     "The folders of a public set below `root`."
-    known, root = _public_set(name), Path(root)
+    known, root = public_set(name), Path(root)
     met = _folders_met(known, root) if root.is_dir() else []
     split = _find_split(known, [*reversed(met), root])
     images = _image_folder(known, met, _sample_paths(split) if split else [])
@@ -688,13 +688,27 @@ def find_set(name,  # one of `PUBLIC_SETS`
     lists = 'published' if split else 'own cut' if known.split else 'official'
     return SetFolders(root, folder, images, split, lists)
 
-# %% ../../nbs/17_datasets.ipynb #1db77d2f
+# %% ../../nbs/17_datasets.ipynb #2319a0e1
+def sets_in(
+    root   # folder that may hold public sets
+)->list:   # their names
+    "The public sets that a folder holds."
+    found = []
+    for name in REAL:
+        try:
+            find_set(name, root)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+# %% ../../nbs/17_datasets.ipynb #e91143e3
 def count_differences(name,             # one of `PUBLIC_SETS`
                       dataset:Dataset,  # lists as read
                       lists='',         # 'own cut': only classes and all images are compared
                      )->list:           # lines such as '10 classes, expected 101'
     "Numbers that differ from the published ones."
-    have, want = count(dataset), _public_set(name).counts
+    have, want = count(dataset), public_set(name).counts
     pairs = [('classes', have.classes, want.classes)]
     if lists == 'own cut':
         pairs.append(('images in all', sum(have[1:]), sum(want[1:])))
@@ -716,12 +730,12 @@ def _without_doubling(items):
         moved.append(item._replace(path=os.path.join(places[folder], name)))
     return moved
 
-# %% ../../nbs/17_datasets.ipynb #fc604685
+# %% ../../nbs/17_datasets.ipynb #56b66fb4
 def read_lists(name,              # one of `PUBLIC_SETS`
                found:SetFolders,  # where it lies
               )->Dataset:
     "The lists of a public set, without a word about what they are."
-    known = _public_set(name)
+    known = public_set(name)
     if found.split:
         dataset = read_split(found.split, found.images, name, known.template)
     else:
@@ -732,12 +746,12 @@ def read_lists(name,              # one of `PUBLIC_SETS`
         val=_without_doubling(dataset.val),
         test=_without_doubling(dataset.test))
 
-# %% ../../nbs/17_datasets.ipynb #4ed37015
+# %% ../../nbs/17_datasets.ipynb #be6c6714
 def load_public(name,  # one of `PUBLIC_SETS`
                 root,  # folder that holds the sets
                )->Dataset:
     "A public data set from disk, by the published split if its file is there."
-    known, found = _public_set(name), find_set(name, root)
+    known, found = public_set(name), find_set(name, root)
     dataset = read_lists(name, found)
     lines = count_differences(name, dataset, found.lists)
     if found.lists == 'own cut':
@@ -747,7 +761,7 @@ def load_public(name,  # one of `PUBLIC_SETS`
         warnings.warn(f'{name}: {"; ".join(lines)}', stacklevel=2)
     return dataset
 
-# %% ../../nbs/17_datasets.ipynb #d32c1b34
+# %% ../../nbs/17_datasets.ipynb #ab257658
 def _digest(words):
     "The first sixteen digits of the SHA-256 of lines of text."
     text = '\n'.join(words).encode()
@@ -757,7 +771,7 @@ def check_against_published(name,             # one of `PUBLIC_SETS`
                             dataset:Dataset,  # with paths as the split file gives them
                            )->list:           # what differs, as lines; empty if it is the same
     "Compare the cut into base and new classes and the 16-shot draws with the published ones."
-    known, lines = _public_set(name), []
+    known, lines = public_set(name), []
     base, new = base_new(dataset)
     edge = base.classnames[-1], new.classnames[0]
     published = known.last_base, known.first_new
