@@ -106,7 +106,7 @@ def unfreeze(
         if n in flags:
             p.requires_grad_(flags[n])
 
-# %% ../nbs/19_attach.ipynb #b4abb1ce
+# %% ../nbs/19_attach.ipynb #8c06c98a
 PLACES = ('attention', 'mlp', 'block')
 
 def attached(
@@ -122,7 +122,7 @@ def _check_attachable(model, start, chosen):
     "Refuse a model that carries something, or has too few blocks."
     if attached(model):
         raise ValueError('model: got one that already carries adapters,'
-                         ' allowed after remove_dra(model)')
+                         ' allowed after remove_dra(model) or method.remove()')
     if any(getattr(m, 'grad_checkpointing', False) for m in model.modules()):
         raise ValueError('model: got gradient checkpointing switched on, allowed without')
     for name in chosen:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 
-# %% ../nbs/14_cli.ipynb #99480708
+# %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
 import os
 import shlex
@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -248,7 +249,7 @@ def _clip_facts(args):
     digest = weights_digest(args.model, args.pretrained)
     return dict(name=args.model, pretrained=args.pretrained, digest=digest)
 
-# %% ../nbs/14_cli.ipynb #4e666182
+# %% ../nbs/14_cli.ipynb #a34faa15
 def _check_folder(folder, name='out'):
     "Refuse a place where no folder can be made or written to, before any work."
     folder = Path(folder)
@@ -266,14 +267,14 @@ def _check_place(path, name='out'):
     if not os.access(there, os.W_OK):
         raise ValueError(f'{name}: got {str(path)!r}, but {there} cannot be written to')
 
-def _check_file(path):
-    "Refuse a place where no line can be added to a file, before any work."
+def _check_file(path, name='out'):
+    "Refuse a place where no file can be written, before any work."
     if path is None:
         return
     if Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f'out: got {path!r}, which is no regular file; allowed is a file, or a '
-                         'new name')
-    _check_place(path)
+        raise ValueError(f'{name}: got {path!r}, which is no regular file; allowed is a file, or '
+                         'a new name')
+    _check_place(path, name)
 
 # %% ../nbs/14_cli.ipynb #acd6fd09
 def _fit(args):
@@ -354,7 +355,7 @@ COMMANDS['fit'] = Command('train a method on a few shots and save its weights',
                           'dra-nb fit vehicles --method dra --out weights/vehicles',
                           _fit_arguments, _fit)
 
-# %% ../nbs/14_cli.ipynb #99ed2cfe
+# %% ../nbs/14_cli.ipynb #242bbdb4
 def _facts(args):
     "What is known of the weights that were given; empty without."
     from dra_nb.methods import saved_facts
@@ -387,7 +388,7 @@ def _with_weights(args):
     model = _load_model(args)
     return load_method(args.weights, model) if args.weights else model
 
-# %% ../nbs/14_cli.ipynb #ef46f08f
+# %% ../nbs/14_cli.ipynb #47f873f5
 def _evaluate(args):
     "Print the accuracy on the test images."
     from dra_nb.bench.results import versions
@@ -407,7 +408,7 @@ def _evaluate(args):
     _warn_of_photographs(args, data.test)
     start = time.perf_counter()
     method = _with_weights(args)
-    found = accuracy(method, data.test, data.classnames, template, seen=args.subset != 'new')
+    found = accuracy(method, data.test, data.classnames, template)
     print(f'{data.name}, {args.subset} classes: {found:.2f} % of {len(data.test)} images '
           f'({len(data.classnames)} classes), "{template}"')
     if args.out:
@@ -472,7 +473,7 @@ def _image_files(words):
         paths += map(str, found)
     return paths
 
-# %% ../nbs/14_cli.ipynb #fc1293f0
+# %% ../nbs/14_cli.ipynb #8cb4225e
 def _predict(args):
     "Print the most probable classes of every image."
     from dra_nb.data import Item, open_image
@@ -485,8 +486,9 @@ def _predict(args):
                          'name them, such as --classes "cat,dog"')
     template = args.template or facts.get('template', 'a photo of a {}.')
     paths = _image_files(args.images)
-    for path in paths:
-        open_image(path)                                # all of them, before anything is printed
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(open_image, paths):           # all of them, before anything is printed
+            pass
     items = [Item(path, 0, '') for path in paths]
     _warn_of_photographs(args, items)
     method = _with_weights(args)
@@ -610,7 +612,7 @@ def _sources(args):
                          '--datasets')
     return names
 
-# %% ../nbs/14_cli.ipynb #309aa13f
+# %% ../nbs/14_cli.ipynb #a29aa2e7
 def _tables(records, protocol):
     "The tables of a protocol, as text."
     from dra_nb.bench.protocols import find_protocol
@@ -627,8 +629,9 @@ def _tables(records, protocol):
         targets = by_target(own)
         for kind in ('other sets', 'shifts'):
             of_kind = [r for r in targets if target_kind(source, r.dataset) == kind]
-            if of_kind:
-                parts.append(f'{kind}:\n{difference_table(of_kind, ("accuracy",))}')
+            differences = difference_table(of_kind, ('accuracy',)) if of_kind else ''
+            if differences:
+                parts.append(f'{kind}:\n{differences}')
     return parts
 
 # %% ../nbs/14_cli.ipynb #e534ca4b
@@ -711,7 +714,7 @@ COMMANDS['bench'] = Command('methods × data sets × seeds into a folder; resume
                             'dra-nb bench --methods zero-shot adapter dra --datasets vehicles '
                             'food --out results', _bench_arguments, _bench)
 
-# %% ../nbs/14_cli.ipynb #e9a613a0
+# %% ../nbs/14_cli.ipynb #c994d71c
 def _seed_numbers(words):
     "Seeds from words; None if there are none."
     try:
@@ -725,6 +728,7 @@ def _check_paper(args):
     from dra_nb.bench.tables import FORMATS
     from dra_nb.checks import check_choice
     find_table(args.table)
+    _check_file(args.save, 'save')
     check_choice('format', args.format, tuple(FORMATS))
     args.seeds = _seed_numbers(args.seed_words)
     for seed in args.seeds or ():
@@ -767,17 +771,22 @@ def _make_paper(args, plan):
         return run_missing(plan.runs, args.out, _workers(args), args.device, weights, show,
                            args.ray)
 
-# %% ../nbs/14_cli.ipynb #9ddb9d20
+# %% ../nbs/14_cli.ipynb #1b57bb3e
 def _efficiency(args, plan):
     "What Table 6 measures: the last time if `--done`, and now otherwise."
-    import json
     from dra_nb.bench.paper import efficiency
     from dra_nb.evaluation import append_result
+    from dra_nb.files import parse_json
     path = Path(args.out)/'efficiency.jsonl'
     if args.done:
-        if not path.exists():
-            raise ValueError(f'done: there is no {path}; without --done the times are measured')
-        return json.loads(path.read_text().splitlines()[-1])
+        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+        measured = [parse_json(line, path) for line in lines]
+        wanted = args.model, args.pretrained
+        own = [m for m in measured if (m['model'], m['pretrained']) == wanted]
+        if not own:
+            raise ValueError(f'done: got no times of {args.model} in {path}; without --done they '
+                             'are measured')
+        return own[-1]
     record = efficiency(plan.lines, args.model, args.pretrained, args.device)
     append_result(path, record)
     return record
@@ -791,7 +800,7 @@ def _paper_text(args, plan, records):
     parts = [efficiency_table(plan, _efficiency(args, plan), records, args.format)]
     return '\n\n'.join(filter(None, [*parts, missing_line(plan, records, command)]))
 
-# %% ../nbs/14_cli.ipynb #afc75829
+# %% ../nbs/14_cli.ipynb #a53c9d63
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."
     from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table, save_svg,
@@ -808,10 +817,14 @@ def _paper(args):
     if args.plan:
         print(plan_text(jobs_of_plan(plan, args.out), args.tflops, args.share, args.format))
         return
+    weights = Path(args.out)/'weights'
+    if args.table == 'fig4' and args.done and not (weights/plan.runs[0].key).exists():
+        raise ValueError(f'done: got no weights of {plan.runs[0].key} in {weights}; without '
+                         '--done they are trained')
     records = plan.done(args.out) if args.done else _make_paper(args, plan)
     figure = None
     if args.table == 'fig4':
-        figure, kinds = make_figure4(plan, Path(args.out)/'weights', args.device)
+        figure, kinds = make_figure4(plan, weights, args.device)
         text = kinds_table(kinds, args.format)
     else:
         text = _paper_text(args, plan, records)

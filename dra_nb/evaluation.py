@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predictions', 'accuracy', 'harmonic_mean', 'train_and_test', 'base_to_new', 'cross_dataset', 'append_result']
 
-# %% ../nbs/13_evaluation.ipynb #8a1054ec
+# %% ../nbs/13_evaluation.ipynb #c5d6e6ce
 import json
 import time
 
@@ -15,24 +15,28 @@ from torch import Tensor
 from .data import base_new, few_shot_split, normalize
 from .data.images import TestImages, check_images_exist
 from .files import append_line
-from .methods import as_method
+from .methods.base import as_method, check_loaded
 from .recipes import TrainConfig, mixed_precision
 from .training import fit
 
-# %% ../nbs/13_evaluation.ipynb #d1fd85e3
+# %% ../nbs/13_evaluation.ipynb #ede17816
 def predictions(
     model,                       # open_clip model, or a `Method`
     items:list,                  # images
     classnames:list,             # to choose among
     template='a photo of a {}.', # prompt with one {}
     batch_size=100,              # images at a time
-    seen=True,                   # was the method trained on these classes?
+    seen=None,                   # was the method trained on these classes? asks it if None
     amp='off',                   # precision, as in `TrainConfig`
     probabilities=False          # give those instead of labels?
 )->Tensor:                       # labels (n,), or probabilities (n,C)
     "The most probable class of every image; the model is left as it was."
     check_images_exist(items)
+    if not items:
+        raise ValueError('items: got an empty list, at least one image is needed')
     method = as_method(model)
+    check_loaded(method.model)
+    seen = method.knows(classnames) if seen is None else seen
     clip, found = method.model, []
     images = TestImages(items, clip.image_size, getattr(clip, 'preprocess', None))
     batches = [range(i, min(i+batch_size, len(items))) for i in range(0, len(items), batch_size)]
@@ -52,14 +56,12 @@ def accuracy(
     classnames:list,             # to choose among
     template='a photo of a {}.', # prompt with one {}
     batch_size=100,              # images at a time
-    seen=True,                   # was the method trained on these classes?
+    seen=None,                   # was the method trained on these classes? asks it if None
     amp='off'                    # precision, as in `TrainConfig`
 )->float:                        # percent
     "Share of images whose most probable class is the right one."
-    if not items:
-        raise ValueError('items: got an empty list, at least one image is needed')
     labels = torch.tensor([o.label for o in items])
-    if labels.max() >= len(classnames):
+    if items and labels.max() >= len(classnames):
         raise ValueError(f'classnames: got {len(classnames)} names, but a label is {labels.max()}')
     found = predictions(model, items, classnames, template, batch_size, seen, amp)
     return 100*(found == labels).float().mean().item()
@@ -72,7 +74,7 @@ def harmonic_mean(
     "2bn/(b+n), between the smaller and the larger of the two."
     return 2*base*new/(base+new) if base+new else 0.
 
-# %% ../nbs/13_evaluation.ipynb #bc164e96
+# %% ../nbs/13_evaluation.ipynb #6ac24722
 def train_and_test(
     method,                  # a `Method`, fresh on its CLIP
     source,                  # `Dataset`: its `train` list holds the shots
@@ -85,14 +87,14 @@ def train_and_test(
     check_images_exist(source.train, source.name)
     for test in tests.values():
         check_images_exist(test.test, test.name)
-    if train is None:
-        _, train = method.recipe(dataset=source.name, clip=getattr(method.model, 'clip_name', ''))
+    train = train or method.own_recipe(dataset=source.name)
     started = time.perf_counter()
     history = fit(method, source, train, seed, bar=bar)
     trained = time.perf_counter()
     metrics = {}
     for name,test in tests.items():
-        seen = test.classnames == source.classnames
+        known_set = method.knows_shifts or test.name == source.name
+        seen = known_set and test.classnames == source.classnames
         template = method.template_for(test)
         metrics[name] = accuracy(method, test.test, test.classnames, template,
                                  seen=seen, amp=train.amp)
@@ -117,7 +119,7 @@ def base_to_new(
     return train_and_test(method, base, dict(base=base, new=new), train, seed, bar)
 
 def cross_dataset(
-    method,      # a `Method`, fresh on its CLIP
+    method,      # a `Method`, fresh on its CLIP, with the settings of `recipe('cross', …)`
     source,      # `Dataset`
     targets,     # `Dataset`s of other classes or shifted images
     seed=1,      # this and the rest as for `base_to_new`
@@ -125,9 +127,10 @@ def cross_dataset(
 )->dict:         # metrics by name of the set, history, counts, seconds
     "Train on the shots of all classes of a set, test on it and, with the same weights, on others."
     drawn = few_shot_split(source, shots, seed)
-    if train is None:
-        clip = getattr(method.model, 'clip_name', '')
-        _, train = method.recipe('cross', source.name, clip)
+    train = train or method.own_recipe('cross', source.name)
+    names = [d.name for d in (source, *targets)]
+    if len(set(names)) < len(names):
+        raise ValueError(f'targets: got the names {", ".join(names)}, allowed are different ones')
     tests = {d.name: d for d in (drawn, *targets)}
     return train_and_test(method, drawn, tests, train, seed, bar)
 

@@ -174,3 +174,16 @@ def test_tuned_settings_are_what_the_records_say():
 
 def test_every_method_is_here():
     assert {find_method(name)[0].name for name in TRAINABLE} == METHODS.keys()-{'zero-shot'}
+
+
+def test_shots_vote_for_their_own_classes(call, pictures, tmp_path):
+    "Tip-Adapter is zero-shot CLIP for other names, even if they are as many."
+    call('fit', pictures, '--method', 'tip-adapter', '--shots', 2, '--out', tmp_path/'w')
+    weights = '--weights', tmp_path/'w'
+    picture = pictures/'red'/'0.png'
+    others = 'predict', picture, '--classes', 'one,two,three,four'
+    assert call(*others, *weights) == call(*others)
+    own = 'predict', picture, '--classes', 'deep_blue,green,grey,red'
+    assert call(*own, *weights) == call('predict', picture, *weights) != call(*own)
+    names = paint(tmp_path/'others', ('one', 'two', 'three', 'four'))
+    assert percent(call('evaluate', names, *weights)) == percent(call('evaluate', names))

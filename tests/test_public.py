@@ -557,6 +557,29 @@ def test_one_address_that_does_not_answer(dtd_site, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='no public data set'):
         download.download(['dtd', 'vehicles'], tmp_path/'DATA')
 
+@pytest.mark.parametrize('file', ['dtd-r1.0.1.tar.gz', 'split_zhou_DescribableTextures.json'])
+def test_damaged_file_without_digest_is_fetched_again(dtd_site, tmp_path, file):
+    "Of the right length and wrong: nothing else than the content tells."
+    folder, asked, serve = dtd_site
+    serve('')
+    whole = (folder/file).read_bytes()
+    (folder/file).write_bytes(whole[:40] + bytes(len(whole)-40))
+    first = download.download('dtd', tmp_path/'DATA')[0]
+    assert 'the file was deleted' in first and '\n' not in first
+    (folder/file).write_bytes(whole)
+    assert download.download('dtd', tmp_path/'DATA') == []
+    assert not (tmp_path/'DATA'/'dtd'/'.download').exists()
+
+def test_archive_with_the_published_digest_is_kept(dtd_site, tmp_path):
+    "What is in its way is mended without fetching it again."
+    folder, asked, serve = dtd_site
+    (tmp_path/'DATA'/'dtd').mkdir(parents=True)
+    (tmp_path/'DATA'/'dtd'/'images').symlink_to(tmp_path)
+    assert 'leads out of' in download.download('dtd', tmp_path/'DATA')[0]
+    (tmp_path/'DATA'/'dtd'/'images').unlink()
+    asked.clear()
+    assert download.download('dtd', tmp_path/'DATA') == [] and asked == []
+
 @pytest.mark.parametrize('page', [PAGE, POINTER])
 def test_page_instead_of_an_archive(dtd_site, tmp_path, page):
     folder, asked, serve = dtd_site

@@ -289,7 +289,7 @@ def work_of(
     kept = cost.kept(batch, size.classes, unit, tokens)
     return Work(steps, train, test, unit.weights+kept)
 
-# %% ../../nbs/66_plan.ipynb #16b7bef6
+# %% ../../nbs/66_plan.ipynb #3e5251f7
 class Job(NamedTuple):
     "A row on a data set, with all its seeds."
     label:str
@@ -351,6 +351,10 @@ def jobs_of_public(
     for dataset in (*sources, *targets):
         if dataset not in PUBLIC_SETS:
             raise ValueError(f'datasets: got {dataset!r}, allowed are {", ".join(PUBLIC_SETS)}')
+    for dataset in sources:
+        if not PUBLIC_SETS[dataset].counts.train:
+            raise ValueError(f'datasets: got {dataset!r}, which has no images to train on, '
+                             'allowed are sets that have some')
     seeds, found, seen = seeds or table.seeds, [], set()
     for line in choose_lines(table, methods, clip):
         for dataset in sources:

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'TOUCH', 'VOID', 'run_key', 'Record', 'versions', 'device_name', 'read_record', 'find_record',
            'write_record', 'read_results', 'Claim', 'changed_settings', 'missing_runs', 'by_target']
 
-# %% ../../nbs/62_results.ipynb #bfec9a8f
+# %% ../../nbs/62_results.ipynb #3012c2dd
 import json
 import math
 import os
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import json_digest, read_json, write_json
+from ..files import json_digest, lock_file, read_json, write_json
 
 # %% ../../nbs/62_results.ipynb #ae308fe0
 def run_key(
@@ -199,18 +199,14 @@ def read_results(
 def _say(line):
     print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/62_results.ipynb #e4333e87
+# %% ../../nbs/62_results.ipynb #468936bc
 TOUCH, VOID = 15., 120.     # seconds between touches, and without one until a claim is void
 
 @contextmanager
 def _locked(folder):
-    "One process at a time, where the file system can lock."
-    import fcntl
+    "One process at a time; where a file system cannot lock, claims only make doubles unlikely."
     with open(Path(folder)/'.lock', 'a') as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX)
-        except OSError:                     # some network file systems cannot;
-            pass                            # claims then only make doubles unlikely
+        lock_file(f)
         yield
 
 def _gone(claim):

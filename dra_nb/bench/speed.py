@@ -460,7 +460,7 @@ def speed_table(
             'MiB kept': _mib(r.get('saved_bytes')), 'MiB at peak': _mib(r.get('peak_bytes'))})
     return to_table(lines, format, left=3)
 
-# %% ../../nbs/35_efficiency.ipynb #4ff127ca
+# %% ../../nbs/35_efficiency.ipynb #457f288f
 class StepFlops(Callback):
     "The FLOPs of the second step."
     def __init__(self):
@@ -498,6 +498,9 @@ def method_times(
 )->list:              # rows (dicts)
     "Seconds and FLOPs of a training step and of a test, as ratios to CoOp's."
     names, data = list(methods or METHODS), speed_dataset(classes, images)
+    if 'coop' not in names:
+        raise ValueError(f"methods: got {', '.join(names)}, allowed are lists with 'coop', the "
+                         'measure of the others')
     side, device = clip.image_size, next(clip.parameters()).device
     x = torch.rand(images, 3, side, side, device=device)
     flops = {}

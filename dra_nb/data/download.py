@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'fetch', 'unpack', 'Source', 'what_is_missing', 'download']
 
-# %% ../../nbs/18_download.ipynb #5afb7a47
+# %% ../../nbs/18_download.ipynb #959b01d9
 import os
 import shutil
 import stat
@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 
 from .images import file_problem, missing_images
 from .items import read_split, stays_inside
-from .public import PUBLIC_SETS, REAL, find_set, read_lists
+from .public import PUBLIC_SETS, find_set, public_set, read_lists
 from ..files import file_digest
 
 # %% ../../nbs/18_download.ipynb #14df70f2
@@ -295,7 +295,7 @@ def what_is_missing(name, # one of `PUBLIC_SETS`
         return f'{name}: {len(items):,} images, expected {sum(known.counts[1:]):,}'
     return ''
 
-# %% ../../nbs/18_download.ipynb #347eef32
+# %% ../../nbs/18_download.ipynb #5d41e368
 def _base_folder(name, root, source):
     "Where a source goes: into the set where it was found, else where the field expects it."
     try:
@@ -322,6 +322,16 @@ def _is_there(name, root, source, folder):
         return not what_is_missing(name, root)
     return (folder/source.gives).exists()
 
+def _put_in_place(kept, folder, source, is_split):
+    "Unpack what was fetched, or move it to where it belongs."
+    if source.is_archive:
+        unpack(kept, folder, source.inside)
+        kept.unlink()
+        return
+    if is_split:
+        read_split(kept)
+    os.replace(kept, folder/source.gives)
+
 def _get(name, root, source, show):
     "Fetch one source and put it in place; nothing is done twice."
     folder = _base_folder(name, root, source)
@@ -333,17 +343,17 @@ def _get(name, root, source, show):
     if problem:
         kept.unlink()
         raise ValueError(f'{source.url}: what came {problem}; it was deleted')
-    if source.is_archive:
-        unpack(kept, folder, source.inside)
+    try:
+        _put_in_place(kept, folder, source, source.gives == PUBLIC_SETS[name].split)
+    except ValueError as e:
+        if source.digest:              # the file is the published one: something else is wrong
+            raise
         kept.unlink()
-    else:
-        if source.gives == PUBLIC_SETS[name].split:
-            read_split(kept)
-        os.replace(kept, folder/source.gives)
+        raise ValueError(f'{e}; the file was deleted, the same command fetches it anew') from None
     if not any(kept.parent.iterdir()):
         kept.parent.rmdir()
 
-# %% ../../nbs/18_download.ipynb #9a531ab0
+# %% ../../nbs/18_download.ipynb #5319a11c
 def _download_set(name, root, show):
     "Fetch what is missing of one set; what is left, as lines."
     known, left = PUBLIC_SETS[name], []
@@ -369,9 +379,7 @@ def download(names,     # one or several of `PUBLIC_SETS`
     "Fetch what can be fetched of public sets."
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
-        if name not in PUBLIC_SETS:
-            raise ValueError(f'name: got {name!r}, which is no public data set; allowed: '
-                             f'{", ".join(REAL)}')
+        public_set(name)                                   # refuses a wrong one before any work
     left = []
     for name in names:
         left += _download_set(name, root, show)

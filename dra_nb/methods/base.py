@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'first_trained', 'Method', 'linear_layer', 'register', 'method_names', 'find_method', 'build_method',
-           'Carried', 'as_method', 'save_method', 'saved_facts', 'load_method']
+           'Carried', 'as_method', 'check_loaded', 'save_method', 'saved_facts', 'load_method']
 
 # %% ../../nbs/55_methods.ipynb #bdebe5ee
 import json
@@ -34,7 +34,7 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #95e97c41
+# %% ../../nbs/55_methods.ipynb #d4492012
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
@@ -43,6 +43,7 @@ class Method(nn.Module):
     presets = {}       # name → settings; the first is the default
     search = {}        # 'train.NAME' or 'config.NAME' → values of the small search on glyph-clip
     epoch_is_step = False  # does an epoch see all shots at once?
+    knows_shifts = True    # are the classes of the shots known on another set that has them?
     buffers_saved = () # names of buffers that belong to what was learned
     of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
 
@@ -52,6 +53,9 @@ class Method(nn.Module):
                  seed:int=1        # of the first weights
                 ):
         super().__init__()
+        if attached(model):
+            raise ValueError('model: got one that already carries adapters, allowed after '
+                             'method.remove() or remove_dra(model)')
         self.begin(model)
         if config is None and self.presets:
             config, _ = self.recipe(clip=getattr(model, 'clip_name', ''))
@@ -65,6 +69,8 @@ class Method(nn.Module):
         "The state before any classes are set."
         self.model = model
         self.config = None
+        self.preset_name = None  # of the settings; None: that of this CLIP
+        self.trained_on = None   # names of the classes it was trained on, where that is known
         self.prompts = None      # of the classes in hand
         self.seen = True         # was the method trained on them?
         self.start = None        # (first block, its input): prompts below what is trained
@@ -108,6 +114,21 @@ class Method(nn.Module):
             allowed = ', '.join(cls.presets) or 'none'
             raise ValueError(f'preset: got {name!r}, allowed for {cls.name}: {allowed}')
         return cls.presets.get(name or cls.preset_for(clip))
+
+    def own_recipe(self,
+                   protocol='base-to-new',  # or 'cross'
+                   dataset=''               # name of the data set trained on
+                  )->TrainConfig:
+        "The recipe that belongs to the preset and the CLIP of this method."
+        clip = getattr(self.model, 'clip_name', '')
+        _, train = self.recipe(protocol, dataset, clip, self.preset_name)
+        return train
+
+    def knows(self,
+              classnames:list   # to be told apart
+             )->bool:
+        "Was it trained on these classes, in this order? Yes where nobody said on which."
+        return self.trained_on in (None, list(classnames))
 
     @property
     def device(self):
@@ -185,18 +206,22 @@ class Method(nn.Module):
     def in_chunks(self, upper, x, tokens, size):
         "Some prompts at a time; the backward pass computes each chunk again."
         modules = [m for m in attached(self.model).values() if m.tower == 'text']
-        total = len(tokens)
+        total, with_terms = len(tokens), {}
         def run(x, tokens, first):
             with text_batch(self.model, real_tokens(tokens), (first, total)):
                 features = upper(x, tokens)
-            share = len(tokens)/total
-            return features, *[m.reg*share for m in modules if m.reg is not None]
+            terms = []
+            for m in modules:
+                if m.reg is not None:
+                    with_terms[m.name] = m
+                    terms.append(m.reg*len(tokens)/total)
+                    m.reg = None         # or a chunk's graph stays until the next step
+            return features, *terms
         parts = []
         for first in range(0, total, size):
             rows = slice(first, first+size)
             parts.append(checkpoint(run, x[rows], tokens[rows], first, use_reentrant=False))
-        with_terms = [m for m in modules if m.reg is not None]
-        for k,m in enumerate(with_terms, 1):
+        for k,m in enumerate(with_terms.values(), 1):
             m.reg = torch.stack([part[k] for part in parts]).sum()
         return torch.cat([part[0] for part in parts])
 
@@ -328,7 +353,7 @@ def linear_layer(
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
 
-# %% ../../nbs/55_methods.ipynb #39d0fa56
+# %% ../../nbs/55_methods.ipynb #a568af5e
 METHODS = {}
 
 def register(
@@ -372,9 +397,11 @@ def build_method(
     cls, preset = find_method(name)
     if config is None and cls.presets:
         config = cls.preset(preset, getattr(model, 'clip_name', ''))
-    return cls(model, config, seed)
+    method = cls(model, config, seed)
+    method.preset_name = preset
+    return method
 
-# %% ../../nbs/55_methods.ipynb #8cd3ba78
+# %% ../../nbs/55_methods.ipynb #1cd45d16
 class Carried(Method):
     "A CLIP with whatever it carries already."
     def __init__(self, model):
@@ -387,7 +414,15 @@ def as_method(
     "Itself, if it is one."
     return model if isinstance(model, Method) else Carried(model)
 
-# %% ../../nbs/55_methods.ipynb #ccfc30c2
+def check_loaded(
+    model:nn.Module  # an open_clip CLIP
+):
+    "Refuse a CLIP that does not know how its images and texts are prepared."
+    for name in ('tokenizer', 'image_size', 'mean', 'std'):
+        if not hasattr(model, name):
+            raise ValueError(f'model: got one without {name!r}, allowed are those of load_clip')
+
+# %% ../../nbs/55_methods.ipynb #aad204a6
 def save_method(
     method:Method,   # after training
     folder,          # made if missing
@@ -426,6 +461,7 @@ def load_method(
     cls = METHODS[facts['method']]
     config = config_from(cls.Config, facts.get('config'), path) if cls.Config else None
     method = cls(model, config)
+    method.trained_on = facts.get('classnames')
     try:
         method.make_room(tensors)
         copy_tensors(method.state(), tensors, path)
