@@ -143,10 +143,16 @@ def _pixels(im):
     "(3,H,W) uint8 of a picture."
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
-# %% ../../nbs/50_images.ipynb #ceece7da
+# %% ../../nbs/50_images.ipynb #3d0e0f9a
 @lru_cache(maxsize=24)
+def _kept(name, split, indices):
+    "Compositions of one set at their own size, (B,3,64,64) uint8."
+    return glyphs.compose(name, split, torch.tensor(indices))
+
 def _composed(name, split, indices, size):
     "Compositions of one set, (B,3,S,S) uint8."
+    if size == glyphs.SIZE:
+        return _kept(name, split, indices)
     return glyphs.compose(name, split, torch.tensor(indices), size=size)
 
 def _compose_items(items, size):
