@@ -821,8 +821,8 @@ class PromptSRCCase(Case):
 
     def more_values(self, method):
         frozen = method.frozen_image(self.images)
-        return dict(teacher_text_features=method.teacher, teacher_image_features=frozen,
-                    teacher_logits=method.classify(frozen, method.teacher))
+        return dict(teacher_text_features=method.teacher_features(), teacher_image_features=frozen,
+                    teacher_logits=method.classify(frozen, method.teacher_features()))
 
     def check_more(self, compare, method):
         "Weights of the mean over epochs."

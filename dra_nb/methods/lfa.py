@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'start_matrix', 'reranking_loss', 'shot_features', 'LFAConfig', 'LFA']
 
-# %% ../../nbs/29_lfa.ipynb #cc2c55e9
+# %% ../../nbs/29_lfa.ipynb #a5ecf7de
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ..checks import check_number
 from ..clip import class_logits, encode_text, make_prompts
 from ..data.images import normalize
 from .base import Method, register
-from ..recipes import ensemble_template
+from ..recipes import ensemble_template, full_precision
 from ..seeds import generator_for
 
 # %% ../../nbs/29_lfa.ipynb #8da96f18
@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #d1543a65
+# %% ../../nbs/29_lfa.ipynb #dadd6aec
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -148,12 +148,14 @@ class LFA(Method):
     def image_features(self, images):
         "x W for classes of the training, x E for others."
         x = F.normalize(super().image_features(images), dim=-1)
-        return x @ (self.matrix if self.seen else self.average).to(x.dtype)
+        with full_precision(self.device):
+            return x.to(self.dtype) @ (self.matrix if self.seen else self.average)
 
     def classify(self, image_features, text_features):
-        "Cosines over LFA's own temperature."
-        cosines = class_logits(image_features, text_features, torch.zeros(()))
-        return cosines/self.config.temperature
+        "Cosines over LFA's own temperature, in full precision."
+        with full_precision(self.device):
+            x, w = image_features.to(self.dtype), text_features.to(self.dtype)
+            return class_logits(x, w, torch.zeros(()))/self.config.temperature
 
     def rerank(self, features, classes, labels):
         "The loss on features before the map."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INTENDED', 'MetaPromptConfig', 'MetaPrompt']
 
-# %% ../../nbs/2a_metaprompt.ipynb #34f0d835
+# %% ../../nbs/2a_metaprompt.ipynb #e1699f50
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from ..checks import check_choice, check_number
 from ..clip import (Prompts, encode_image, encode_text, image_tower, make_prompts, overwrite,
                          text_tower)
 from .base import Method, register
-from ..recipes import ensemble_template
+from ..recipes import ensemble_template, full_precision
 from ..seeds import generator_for
 
 # %% ../../nbs/2a_metaprompt.ipynb #ea3a4698
@@ -38,7 +38,7 @@ class MetaPromptConfig:
 
 INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', underscores='replaced')
 
-# %% ../../nbs/2a_metaprompt.ipynb #b7c06b5e
+# %% ../../nbs/2a_metaprompt.ipynb #cd7836d5
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."
@@ -83,13 +83,14 @@ class MetaPrompt(Method):
         self.frozen_text = torch.stack(found).mean(0)
 
     def frozen_features(self, classnames, template):
-        "(C,D) without tokens; the sentence loses its full stop."
+        "(C,D) without tokens, in full precision; the sentence loses its full stop."
         sentence = template.rstrip('.')
         prompts = make_prompts(self.model, classnames, sentence)
         if self.config.underscores == 'kept':
             texts = [sentence.replace('{}', name) for name in classnames]
             prompts = Prompts(self.model.tokenizer(texts), prompts.slots)
-        return encode_text(self.model, self.cut(prompts))
+        with full_precision(self.device):
+            return encode_text(self.model, self.cut(prompts))
 
     def text_features(self):
         "Prompted: tokens in every block."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PromptSRCConfig', 'epoch_weights', 'PromptSRC']
 
-# %% ../../nbs/2c_promptsrc.ipynb #0495ac0a
+# %% ../../nbs/2c_promptsrc.ipynb #33785687
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from ..checks import check_number
 from ..clip import (encode_image, encode_text, image_tower, make_prompts, overwrite,
                          text_tower, word_embeddings)
 from .base import Method, register
+from ..recipes import full_precision
 
 # %% ../../nbs/2c_promptsrc.ipynb #bda9062a
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def epoch_weights(
     exponents = -(torch.arange(1, epochs+1, dtype=torch.float64)-mean)**2/(2*std**2)
     return torch.softmax(exponents, 0)
 
-# %% ../../nbs/2c_promptsrc.ipynb #a3de46b4
+# %% ../../nbs/2c_promptsrc.ipynb #87eeb96f
 @register
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
@@ -63,7 +64,7 @@ class PromptSRC(Method):
     Config = PromptSRCConfig
     presets = dict(published=PromptSRCConfig())
     search = {'train.lr': (.0025, .008, .025), 'config.text_weight': (25., 5.)}
-    of_classes = (*Method.of_classes, 'teacher')
+    of_classes = (*Method.of_classes, 'classnames', 'teacher')
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
@@ -73,7 +74,8 @@ class PromptSRC(Method):
         self.image = self.deep(image_tower(model), self.config.image_length, generator)
         with torch.no_grad():
             self.text[0].copy_(words)
-        self.teacher = None        # (C,D) frozen text features of the classes in hand
+        self.classnames = None     # of the classes in hand
+        self.teacher = None        # (C,D) their frozen text features, once a loss asked for them
         self.average = None        # sum of weighted tokens over the epochs so far
 
     def deep(self, tower, length, generator):
@@ -94,15 +96,23 @@ class PromptSRC(Method):
                                  warmup_epochs=1)
         return config, train
 
-    @torch.no_grad()
     def set_classes(self, classnames, template, seen=True):
-        "Learned places before the name; the teacher's sentences are the same for all data sets."
+        "Learned places before the name; the data set's own sentence is not used."
         super().set_classes(classnames, ' '.join(['*']*len(self.text[0]))+' {}.', seen)
-        total = 0
-        for sentence in OPENAI_IMAGENET_TEMPLATES[:self.config.sentences]:
-            prompts = make_prompts(self.model, classnames, sentence('{}'))
-            total = total+encode_text(self.model, self.cut(prompts))
-        self.teacher = F.normalize(total, dim=-1)
+        self.classnames = list(classnames)
+        self.teacher = None
+
+    @torch.no_grad()
+    def teacher_features(self):
+        "(C,D), unit length, of the frozen CLIP: one list of sentences for all data sets."
+        if self.teacher is None:
+            total = 0
+            with full_precision(self.device):
+                for sentence in OPENAI_IMAGENET_TEMPLATES[:self.config.sentences]:
+                    prompts = make_prompts(self.model, self.classnames, sentence('{}'))
+                    total = total+encode_text(self.model, self.cut(prompts))
+                self.teacher = F.normalize(total, dim=-1)
+        return self.teacher
 
     def text_features(self):
         def encode(rows):
@@ -122,12 +132,12 @@ class PromptSRC(Method):
     def losses(self, images, labels):
         c = self.config
         w, x = self.class_features(), self.image_features(images)
-        frozen = self.frozen_image(images)
+        teacher, frozen = self.teacher_features(), self.frozen_image(images)
         logits = self.classify(x, w)
         own = logits.log_softmax(-1)
-        taught = self.classify(frozen, self.teacher).log_softmax(-1)
+        taught = self.classify(frozen, teacher).log_softmax(-1)
         terms = dict(ce=self.cross_entropy(logits, labels))
-        terms['text'] = c.text_weight*(F.normalize(w, dim=-1)-self.teacher).abs().mean()
+        terms['text'] = c.text_weight*(F.normalize(w, dim=-1)-teacher).abs().mean()
         terms['image'] = c.image_weight*(F.normalize(x, dim=-1)-frozen).abs().mean()
         divergence = F.kl_div(own, taught, reduction='sum', log_target=True)
         terms['logits'] = c.logits_weight*divergence/own.numel()
