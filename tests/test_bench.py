@@ -1,4 +1,5 @@
 "A table of runs: files, claims, processes, signals, a cluster."
+import hashlib
 import json
 import os
 import signal
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import torch
 from conftest import save_images
 from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import Claim, find_record, read_results
-from dra_nb.bench.runs import bench, make_runs, run_missing
+from dra_nb.bench.runs import bench, dataset_digest, make_runs, run_missing
+from dra_nb.data import Dataset, Item
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
@@ -243,3 +246,74 @@ def test_a_cluster_loses_nothing(world, tmp_path, monkeypatch):
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()
+
+
+def test_a_cluster_gets_whole_paths(world, tmp_path, monkeypatch):
+    "A worker has another working folder: a folder or file is named from the root on."
+    monkeypatch.chdir(Path(world['datasets'][0]).parent)
+    given = dict(datasets=['own'], seeds=[1], shots=2, device='cpu', pretrained='clip.safetensors')
+    run, = make_runs(['zero-shot'], **given)
+    monkeypatch.setattr(bench_runs, '_connect', lambda address: (None, False))
+    sent = []
+
+    def send(ray, runs, folder, finished, options):
+        monkeypatch.chdir(tmp_path)
+        sent.extend(bench_runs.make(run, **options) for run in runs)
+
+    monkeypatch.setattr(bench_runs, '_send', send)
+    named = replace(run, place='of mine', root='own')
+    adapter, = make_runs(['adapter'], train=dict(epochs=1), **given)
+    for one in (run, named, adapter):
+        options = dict(device=None, save='kept')
+        bench_runs._on_cluster([one], tmp_path, True, None, options)
+        monkeypatch.chdir(Path(world['datasets'][0]).parent)
+    assert [r.key for r in sent] == [run.key, named.key, adapter.key]
+    assert Path('kept', adapter.key).is_dir()
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+def test_two_sets_of_one_name_are_refused(world, tmp_path):
+    "They would be one set in every table."
+    other = tmp_path/'else'/'own'
+    for k in range(6):
+        save_images(other/f'class {k}', 6, 10*k+3, (20, 20))
+    table = {**world, 'datasets': [*world['datasets'], str(other)]}
+    with pytest.raises(ValueError, match='got two sets named own, allowed are different names'):
+        bench(['zero-shot'], seeds=[1], folder=tmp_path/'out', **table)
+    assert not (tmp_path/'out').exists()
+
+
+def test_a_full_gpu_is_one_line(world, monkeypatch):
+    run, = make_runs(['adapter'], seeds=[1], **world)
+
+    def fill(*args, **kwargs):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')
+
+    monkeypatch.setattr(bench_runs, 'train_and_test', fill)
+    with pytest.raises(ValueError, match='batch_size=.* --text-chunk .* --workers 1') as error:
+        bench_runs.make(run)
+    assert '\n' not in str(error.value)
+
+
+def test_the_digest_of_many_images_takes_few_tasks(monkeypatch):
+    "Of a million images too: a task of a pool for every one took gigabytes."
+    items = [Item(f'/nowhere/{i:05}.png', i % 2, 'ab'[i % 2]) for i in range(5500)]
+    dataset = Dataset(items, items[:3], [], ['a', 'b'], name='many')
+    tasks = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            tasks.append(args)
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(bench_runs, 'ThreadPoolExecutor', Counting)
+    found = dataset_digest(dataset)
+    assert len(tasks) < 1200                        # 1,100 files are read for their content
+    about = [['a', 'b'], dataset.template, dataset.field_template]
+    seen = hashlib.sha256(json.dumps(about).encode())
+    for part in dataset[:3]:
+        rows = [[o.path.removeprefix('/nowhere/'), o.label] for o in part]
+        read = len(part[::max(1, len(part)//1000)])
+        seen.update(json.dumps([rows, [-1]*len(part), ['missing']*read]).encode())
+    assert found == seen.hexdigest()[:10]

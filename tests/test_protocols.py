@@ -8,6 +8,7 @@ from conftest import save_images
 from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import read_results
 from dra_nb.bench.runs import bench, find_dataset, grid, make_runs, run_missing
+from dra_nb.data import glyphs
 from dra_nb.training import TrainingDiverged
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
@@ -43,6 +44,17 @@ def test_across_sets(world, tmp_path):
         if r.method != 'zero-shot':
             assert (r.run['config']['start'], r.run['train']['epochs']) == (7, 1)
     assert bench(folder=tmp_path, **table) == records
+
+
+def test_a_target_is_opened_where_it_is(world, tmp_path):
+    "The root of an own source is its folder of images, and not that of the targets."
+    mine = {**settings(world), 'datasets': ['mine']}
+    targets = [str(world/'target'), 'vehicles']
+    record, = bench(['zero-shot'], seeds=[1], protocol='cross', targets=targets, folder=tmp_path,
+                    root=str(world/'source'), **mine)
+    assert list(record.metrics) == ['mine', 'target', 'vehicles']
+    wanted = {'target': find_dataset(targets[0])[1], 'vehicles': glyphs.VERSION}
+    assert record.run['targets'] == wanted
 
 
 def test_the_recipe_across_domains_is_that_across_sets(world):
