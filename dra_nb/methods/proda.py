@@ -64,7 +64,7 @@ class ProDAConfig:
         end = self.sentences-2*quarter
         return [0]*quarter+[self.length//2]*quarter+[self.length]*end
 
-# %% ../../nbs/2b_proda.ipynb #a4a8f6f7
+# %% ../../nbs/2b_proda.ipynb #60f38c3d
 @register
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
@@ -81,7 +81,8 @@ class ProDA(Method):
         self.context = nn.Parameter(first.to(self.device, self.dtype))
         self.chosen = None       # sentences of the step in hand; all if None
         stars = ' '.join(['*']*self.config.length)
-        self.nameless = make_prompts(model, ['.'], stars+' {}')      # "* * *." without a name
+        nameless = make_prompts(model, ['.'], stars+' {}')           # "* * *." without a name
+        self.nameless = self.cut(nameless)
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):

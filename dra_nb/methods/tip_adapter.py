@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALPHA', 'TipAdapterConfig', 'TipAdapter', 'TipAdapterF']
 
-# %% ../../nbs/2f_tip_adapter.ipynb #8e1b0bf7
+# %% ../../nbs/2f_tip_adapter.ipynb #ff87bd35
 import math
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..checks import check_number
 from .base import Method, register
 from .lfa import shot_features
+from ..recipes import full_precision
 
 # %% ../../nbs/2f_tip_adapter.ipynb #15d100a5
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TipAdapterConfig:
 
 ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 
-# %% ../../nbs/2f_tip_adapter.ipynb #1b65755b
+# %% ../../nbs/2f_tip_adapter.ipynb #b72216d1
 @register
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
@@ -71,9 +72,10 @@ class TipAdapter(Method):
         return dataset.field_template or dataset.template
 
     def votes(self, features):
-        "(B,C), of (B,D) features: near shots vote for their class."
+        "(B,C), of (B,D) features, in full precision: near shots vote for their class."
         x = F.normalize(features.to(self.dtype), dim=-1)
-        return (-self.config.beta*(1-x @ self.keys.T)).exp() @ self.values
+        with full_precision(self.device):
+            return (-self.config.beta*(1-x @ self.keys.T)).exp() @ self.values
 
     def logits(self, images):
         features = self.image_features(images)
@@ -130,6 +132,11 @@ class TipAdapterF(TipAdapter):
         "As published: 20 epochs, 100 on EuroSAT."
         config, train = super().recipe(protocol, dataset, clip, preset)
         return config, replace(train, epochs=100 if dataset == 'eurosat' else 20)
+
+    @classmethod
+    def steps_per_epoch(cls, images, config):
+        "As many as it takes to see all shots; the last batch may be smaller."
+        return -(-images//config.batch_size)
 
     def step(self, trainer, images, labels):
         trainer.lr = .5*trainer.config.lr*(1+math.cos(math.pi*trainer.step/trainer.steps))
