@@ -121,7 +121,7 @@ def adaptation_mask(
     soft = soft_rank_mask(P_t, P_c, c.ratios, c.rescale, counts)
     return hard + (soft-soft.detach())
 
-# %% ../nbs/07_dra.ipynb #b441ce20
+# %% ../nbs/07_dra.ipynb #9e47605e
 class DRA(Adapter):
     "The update of Eq. 17 in training mode (Eq. 19 in `reg`), of Eq. 18 in evaluation mode."
     def __init__(self,
@@ -184,13 +184,14 @@ class DRA(Adapter):
         "Eq. 19, with the gradient that the settings ask for."
         c = self.config
         if c.reg_gradient == c.gradient:
-            return self.scale_out(l1_consistency(masked, unmasked, c.reg_reduction))
+            gap = l1_consistency(masked, unmasked, c.reg_reduction, padding_mask)
+            return self.scale_out(gap)
         # another treatment of the gradient than the update's needs an entrance of its own
         rescaled = c.reg_gradient == 'rescaled'
         x1 = self.down(scale_gradient(x, c.scale) if rescaled else x)
         both = torch.cat([x1*self.mask(x1, padding_mask, noise), x1])
         masked, unmasked = self.up(both).chunk(2)
-        distance = l1_consistency(masked, unmasked, c.reg_reduction)
+        distance = l1_consistency(masked, unmasked, c.reg_reduction, padding_mask)
         return scale_value(distance, c.scale) if rescaled else distance*c.scale
 
     def known_padding(self, x, padding_mask):

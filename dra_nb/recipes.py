@@ -21,8 +21,9 @@ import torch
 from .checks import check_choice, check_number
 from .data.glyphs import SETS, SHIFTS
 
-# %% ../nbs/54_recipes.ipynb #31907754
-LARGE = ('general', 'flags', 'imagenet')   # over 100 base classes: batches of 128
+# %% ../nbs/54_recipes.ipynb #df91b811
+# in batches of 128: ImageNet, as in the paper, and embedded sets of over 100 base classes
+LARGE = ('general', 'flags', 'imagenet')
 
 def _check_range(name, given, most):
     "Two numbers, the first not above the second."
@@ -49,7 +50,7 @@ class TrainConfig:
     ratio:tuple = (3/4, 4/3)    # width / height of a crop
     flip:float = .5             # probability of mirroring an image
     amp:str = 'auto'            # 'bf16', 'off', or 'auto': bf16 on a GPU that has it, else off
-    truncate_text:str = 'exact' # cut prompts after the longest: 'exact' where that changes nothing,
+    truncate_text:str = 'exact' # cut prompts after the longest: 'exact' where no padding is read,
                                 # 'always', 'never'
 
     def __post_init__(self):
@@ -76,7 +77,7 @@ class TrainConfig:
                     name:str='',  # of the data set
                     **changes     # fields that differ
                    ):
-        "The recipe for a data set: large sets in batches of 128, drawings with gentle crops."
+        "The recipe for a data set: `LARGE` ones in batches of 128, drawings with gentle crops."
         own = {}
         if name in LARGE:
             own['batch_size'] = 128

@@ -9,10 +9,11 @@ __all__ = ['l1_consistency']
 import torch
 from torch import Tensor
 
-# %% ../nbs/08_regularizer.ipynb #efbfad5e
+# %% ../nbs/08_regularizer.ipynb #e2ec69d8
 def l1_consistency(train_out:Tensor,    # output of the masked path, (B,N,d)
                    test_out:Tensor,     # output of the unmasked path, (B,N,d)
                    reduction:str='sum', # 'sum' over N*d and mean over the batch, or 'mean' over all
+                   padding_mask:Tensor|None=None, # real tokens, bool (B,N), whose number is N
                   )->Tensor:            # scalar
     "L1 distance of the training and the test output (Eq. 19)."
     if train_out.shape != test_out.shape:
@@ -22,6 +23,10 @@ def l1_consistency(train_out:Tensor,    # output of the masked path, (B,N,d)
     if reduction not in ('sum','mean'):
         raise ValueError(f"reduction: got {reduction!r}, allowed 'sum', 'mean'")
     gap = (train_out-test_out).abs()
-    half = gap.dtype in (torch.float16, torch.bfloat16)
-    total = gap.sum(dtype=torch.float32 if half else None)
-    return total/len(train_out) if reduction=='sum' else total/train_out.numel()
+    dtype = torch.float32 if gap.dtype in (torch.float16, torch.bfloat16) else None
+    if reduction=='sum':
+        return gap.sum(dtype=dtype)/len(gap)
+    if padding_mask is None:
+        return gap.sum(dtype=dtype)/gap.numel()
+    real = padding_mask.sum(1).clamp(min=1)
+    return (gap.sum((1,2), dtype=dtype)/(real*gap.shape[-1])).mean()

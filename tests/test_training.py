@@ -185,6 +185,10 @@ def test_cutting_the_prompts_changes_no_step_where_it_is_exact(shots):
 
     whole = weights('never', PLAIN)
     torch.testing.assert_close(weights('exact', PLAIN), whole, atol=1e-6, rtol=1e-4)
+    for reduction in ('mean', 'sum'):
+        real = replace(RANKED, padding='real', noise='none', reg_reduction=reduction)
+        whole = weights('never', real)
+        torch.testing.assert_close(weights('exact', real), whole, atol=1e-6, rtol=1e-4)
     whole = weights('never', RANKED)
     assert torch.equal(weights('exact', RANKED), whole)       # padding is ranked: not cut
     assert not torch.equal(weights('always', RANKED), whole)

@@ -31,7 +31,8 @@ OURS, PAPER = DRAConfig.recommended(), DRAConfig.paper()
 VARIANTS = dict(
     adapter_recommended=AdapterConfig.recommended(), adapter_paper=AdapterConfig.paper(),
     dra_recommended=OURS, dra_paper=PAPER,
-    dra_soft=replace(OURS, order='soft-sort'), dra_real=replace(OURS, padding='real'),
+    dra_soft=replace(OURS, order='soft-sort'),
+    dra_real=replace(OURS, padding='real', reg_reduction='sum'),      # see `as_stored`
     dra_r=replace(PAPER, attention_scale='r', rescale='inverse_kept', reg_reduction='mean'),
     dra_mixed=replace(PAPER, reg_gradient='rescaled'),
     dra_noreg=replace(OURS, lambda_text=0., lambda_image=0.))
@@ -53,6 +54,11 @@ def same(name, value):
     assert_close(value.float(), BEFORE[name], rtol=1e-5, atol=1e-7, msg=lambda m: f'{name}: {m}')
 
 
+def as_stored(reg, m, tokens):
+    "The mean as it was when the file was made: padding counted among the tokens."
+    return reg/(tokens*m.d)
+
+
 @pytest.mark.parametrize('name', VARIANTS)
 def test_module(name):
     "One module with given weights, input and noise: output, regularizer and all gradients."
@@ -70,6 +76,8 @@ def test_module(name):
     else:
         y = m(x)
     reg = y.new_zeros(()) if m.reg is None else m.reg
+    if name == 'dra_real':
+        reg = as_stored(reg, m, TOKENS)
     ((y*numbers(3, (BATCH, TOKENS, WIDTH))).sum()+3*reg).backward()
     same(f'module/{name}/out', y)
     same(f'module/{name}/reg', reg)
@@ -114,7 +122,11 @@ def test_model(name):
     logits = class_logits(model.encode_image(images), text, model.logit_scale)
     same(f'model/{name}/logits', logits)
     same(f'model/{name}/ce', F.cross_entropy(logits, torch.tensor([0, 1, 2, 1])))
-    same(f'model/{name}/reg', regularization(model))
+    reg = regularization(model)
+    if name == 'dra_real':
+        count = dict(image=len(model.visual.positional_embedding), text=tokens.shape[1])
+        reg = sum(as_stored(m.reg, m, count[m.tower]) for m in adapters(model).values())
+    same(f'model/{name}/reg', reg)
     model.eval()
     test = class_logits(model.encode_image(images), model.encode_text(tokens), model.logit_scale)
     same(f'model/{name}/test_logits', test)
