@@ -276,12 +276,12 @@ def _check_file(path, name='out'):
                          'a new name')
     _check_place(path, name)
 
-# %% ../nbs/14_cli.ipynb #acd6fd09
+# %% ../nbs/14_cli.ipynb #1737c5fd
 def _fit(args):
     "Train and save."
     from dra_nb.data import load_dataset
     from dra_nb.data.images import check_images_exist
-    from dra_nb.training import TrainingDiverged, fit
+    from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     if args.show:
         _show_settings(args)
         return
@@ -309,8 +309,9 @@ def _fit(args):
     out, start = Path(args.out), time.perf_counter()
     lines = [] if sys.stdout.isatty() else [_Lines()]
     try:
-        history = fit(method, data, train, args.seed, lines, out/'checkpoint.pt',
-                      text_chunk=args.text_chunk)
+        with naming_full_memory():
+            history = fit(method, data, train, args.seed, lines, out/'checkpoint.pt',
+                          text_chunk=args.text_chunk)
     except TrainingDiverged as e:
         method.save(out/'last-good', _fit_facts(args, data, template, preset, train))
         raise ValueError(f'{e} in {out/"last-good"}') from None
@@ -998,15 +999,18 @@ def _check_data(args):
         raise ValueError(f'data: {problems} kind(s) of problem in {len(bad)} of {len(names)} '
                          f'data sets: {", ".join(bad)}')
 
-# %% ../nbs/14_cli.ipynb #d06457ff
+# %% ../nbs/14_cli.ipynb #b76e6fe7
 def _download(args):
     "Fetch what has an address; say what has none."
     from dra_nb.data.download import SOURCES, download
+    from dra_nb.data.public import public_set
     if not args.root:
         raise ValueError('root: name the folder the data sets go to (--root DIR)')
     if not args.datasets:
         raise ValueError(f'datasets: name what to fetch; there are direct sources for '
                          f'{", ".join(SOURCES)}')
+    for name in args.datasets:
+        public_set(name)                                 # all names, before the first gigabyte
     shown = set()
     def show(url, have, total):
         now = url, have//2**28                       # a line every 256 MB

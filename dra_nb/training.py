@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'TrainingDiverged', 'naming_full_memory', 'Trainer', 'fit']
 
-# %% ../nbs/12_training.ipynb #5fc31897
+# %% ../nbs/12_training.ipynb #8948b867
 import hashlib
 import io
 import os
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from fastprogress import fastprogress
 
-from .attach import set_step
+from .attach import attached, set_step
+from .checks import check_number
 from .data.images import TrainingImages, check_images_exist, normalize
 from .data.items import Dataset
 from .files import json_digest, write_atomically
-from .methods.base import Method, as_method
+from .methods.base import Method, as_method, check_loaded
 from .recipes import TrainConfig, learning_rate, make_optimizer, mixed_precision
 from .seeds import generator_for
 
@@ -62,7 +63,7 @@ def naming_full_memory():
                          '--text-chunk 100) or with one run at a time (bench --workers 1)'
                         ) from None
 
-# %% ../nbs/12_training.ipynb #9b8be0c4
+# %% ../nbs/12_training.ipynb #a2085801
 class Trainer:
     "The state of a training run, which callbacks and methods may read."
     def __init__(self,
@@ -206,7 +207,8 @@ class Trainer:
     def identity(self)->str:
         "A digest of what makes this run this run: settings, data, weights it started on."
         method = self.method
-        own = asdict(method.config) if method.config is not None else None
+        carried = [m for m in attached(method.model).values() if hasattr(m, 'config')]
+        own = [asdict(part.config) for part in (method, *carried) if part.config is not None]
         items = [[o.path, o.label, _file_facts(o.path)] for o in self.dataset.train]
         shapes = {n: list(p.shape) for n,p in self.trained.items()}
         facts = [method.name, own, asdict(self.config), self.seed, items, self.dataset.classnames,
@@ -295,20 +297,20 @@ def _check_state(state, path, trainer):
             if torch.is_tensor(value) and value.ndim and value.shape != p.shape:
                 refuse(f'is damaged (optimizer, {name} of weight {k})')
 
-# %% ../nbs/12_training.ipynb #92f31b30
-def _default_recipe(method, dataset):
-    "The method's recipe for this data set and CLIP."
-    clip = getattr(method.model, 'clip_name', '')
-    return method.recipe('base-to-new', dataset.name, clip)[1]
-
-def _check_fit(method, dataset, config, text_chunk):
+# %% ../nbs/12_training.ipynb #092c69df
+def _check_fit(method, dataset, config, text_chunk, every):
     "Refuse what cannot be trained, before anything is changed."
     if not dataset.train:
         raise ValueError('dataset: the training list is empty')
     if config.epochs and type(method).fit is Method.fit and not method.trained():
         raise ValueError('model: nothing to train; call add_dra or add_adapter first')
-    if text_chunk is not None and text_chunk < 1:
-        raise ValueError(f'text_chunk: got {text_chunk}, allowed are whole numbers from 1')
+    if 'flags_before' not in method.model.__dict__:
+        raise ValueError("model: got a CLIP that is not frozen, allowed after add_dra, "
+                         "add_adapter or build_method")
+    check_loaded(method.model)
+    for name,value in dict(text_chunk=text_chunk, every=every).items():
+        if value is not None:
+            check_number(name, value, least=1, whole=True)
     if method.dtype in (torch.float16, torch.bfloat16):
         kind = str(method.dtype).removeprefix('torch.')
         raise ValueError(f"model: got weights in {kind}, allowed are float32 and float64;"
@@ -327,12 +329,13 @@ def fit(
 )->list:              # mean loss, accuracy, … of each epoch
     "Train what is trainable on the shots."
     method = as_method(model)
-    config = config or _default_recipe(method, dataset)
-    _check_fit(method, dataset, config, text_chunk)
+    config = config or method.own_recipe(dataset=dataset.name)
+    _check_fit(method, dataset, config, text_chunk, every)
     check_images_exist(dataset.train)
     if not config.epochs:
         return []
     method.train()
+    method.trained_on = list(dataset.classnames)
     method.text_chunk = text_chunk
     method.truncate_text = config.truncate_text
     try:

@@ -447,6 +447,24 @@ def test_download_goes_on(tmp_path, call, monkeypatch):
     assert out.count('not reachable') == 2 and err.count('\n') == 1
 
 
+def test_download_knows_all_names_first(tmp_path, call, monkeypatch):
+    "A wrong name is refused before the first gigabyte."
+    asked = []
+    monkeypatch.setattr('dra_nb.data.download.download', lambda *given: asked.append(given))
+    code, out, err = call('data', 'download', 'dtd', 'typo', '--root', tmp_path)
+    assert (code, asked, out) == (2, [], '') and "got 'typo'" in err and err.count('\n') == 1
+
+
+def test_done_never_trains(tmp_path, call):
+    "Nothing is made with --done, and times of one CLIP are not shown for another."
+    code, out, err = call('paper', 'fig4', '--done', '--out', tmp_path)
+    assert code == 2 and 'done: got no weights' in err and files(tmp_path) == []
+    times = dict(model='ViT-B-16-quickgelu', pretrained='openai', device='a GPU', rows={})
+    (tmp_path/'efficiency.jsonl').write_text(json.dumps(times)+'\n')
+    code, out, err = call('paper', 'table6', '--done', '--out', tmp_path)
+    assert code == 2 and 'done: got no times of glyph-clip' in err and not out
+
+
 # Mistakes
 
 MISTAKES = {

@@ -7,7 +7,7 @@ __all__ = ['STAND_IN', 'Passes', 'Cost', 'passes', 'prompt_length', 'count_cost'
            'published_size', 'Work', 'work_of', 'Job', 'works_of', 'jobs_of_plan', 'jobs_of_public', 'plan_text',
            'Pace', 'time_text']
 
-# %% ../../nbs/66_plan.ipynb #5195b1c6
+# %% ../../nbs/66_plan.ipynb #c4fcc41b
 import csv
 import math
 import time
@@ -22,7 +22,7 @@ import torch
 from .paper import TablePlan, choose_lines, find_table, plan_table
 from .protocols import find_protocol
 from .results import find_record
-from .runs import find_dataset, settings_of
+from .runs import find_dataset, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
 from .tables import to_table
 from ..checks import check_number
@@ -224,7 +224,7 @@ def cost_of(
     kind, _ = find_method(method)
     return known.get(method) or known.get(kind.name) or count_cost(method)
 
-# %% ../../nbs/66_plan.ipynb #b82e167c
+# %% ../../nbs/66_plan.ipynb #150791e7
 class Size(NamedTuple):
     "What a run's cost depends on, of its data."
     images:int   # trained on
@@ -238,7 +238,7 @@ def size_of(
     "The sizes of a run's data."
     rules = find_protocol(run.protocol)
     data, _ = find_dataset(run.place, run.root)
-    targets = [find_dataset(place, run.root)[0] for place in run.target_places]
+    targets = [find_target(place, run.root)[0] for place in run.target_places]
     source, tests = rules.split(data, run.shots, run.seed, targets)
     sizes = tuple((len(t.test), len(t.classnames)) for t in tests.values())
     return Size(len(source.train), len(source.classnames), sizes, tuple(source.classnames))
