@@ -470,14 +470,14 @@ def optimizers(
     adam = torch.optim.AdamW(rows, lr=c.lr, betas=(.9, .98))
     return [adam, Muon(matrices, c.lr, weight_decay=c.weight_decay)] if matrices else [adam]
 
-# %% ../nbs/15_pretraining.ipynb #b2bb7019
+# %% ../nbs/15_pretraining.ipynb #08b937fa
 def rate(
     step:int,          # from 0
     steps:int,
     c:PretrainConfig
 )->float:
     "Learning rate as a share of the peak: warm-up, then constant, then linear decay."
-    return min(1, (step+1)/c.warmup) * min(1, (steps-step)/max(1, c.decay*steps))
+    return min(1, (step+1)/max(1, c.warmup)) * min(1, (steps-step)/max(1, c.decay*steps))
 
 class WeightAverage:
     "Exponential moving average of a model's weights."

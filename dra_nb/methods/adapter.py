@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PlainAdapter']
 
-# %% ../../nbs/21_plain_adapter.ipynb #4fed0329
+# %% ../../nbs/21_plain_adapter.ipynb #daed07d1
 from dataclasses import replace
 
 import torch
 
 from ..adapter import AdapterConfig
+from ..attach import unfreeze
 from ..dra import add_adapter
 from .base import Method, register
 
-# %% ../../nbs/21_plain_adapter.ipynb #b56ef965
+# %% ../../nbs/21_plain_adapter.ipynb #6479b6a6
 @register
 class PlainAdapter(Method):
     "CLIP with plain adapters (Eq. 8)."
@@ -27,7 +28,11 @@ class PlainAdapter(Method):
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
-        self.add(torch.Generator().manual_seed(seed))
+        try:
+            self.add(torch.Generator().manual_seed(seed))
+        except ValueError:                      # before any module was attached
+            unfreeze(model)
+            raise
 
     def add(self, generator):
         "Attach the modules; first weights from the generator."

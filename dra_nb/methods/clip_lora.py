@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSES', 'CLIPLoRAConfig', 'LoRAAttention', 'base_classes', 'CLIPLoRA']
 
-# %% ../../nbs/2d_clip_lora.ipynb #849448ea
+# %% ../../nbs/2d_clip_lora.ipynb #5095eb02
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..attach import Beside, towers
+from ..attach import Beside, towers, unfreeze
 from ..checks import check_number
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
@@ -32,7 +32,7 @@ class CLIPLoRAConfig:
         check_number('alpha', self.alpha, above=0, most=1e6)
         check_number('dropout', self.dropout, least=0, below=1)
 
-# %% ../../nbs/2d_clip_lora.ipynb #4267008c
+# %% ../../nbs/2d_clip_lora.ipynb #3b91ae63
 class LoRAAttention(Beside):
     "Self-attention of a frozen block with low-rank updates of queries, keys and values."
     def __init__(self,
@@ -42,6 +42,10 @@ class LoRAAttention(Beside):
                  generator:torch.Generator   # of the first A
                 ):
         super().__init__()
+        if not isinstance(host, nn.MultiheadAttention):
+            kind = type(host).__name__
+            raise ValueError(f'model: got attention of kind {kind}, '
+                             'allowed is nn.MultiheadAttention')
         if not host.batch_first:
             raise ValueError('model: got attention with the batch second, allowed is it first')
         d, r = host.embed_dim, config.rank
@@ -77,7 +81,7 @@ class LoRAAttention(Beside):
         out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return host.out_proj(out.transpose(1, 2).flatten(2)), None
 
-# %% ../../nbs/2d_clip_lora.ipynb #bf50538a
+# %% ../../nbs/2d_clip_lora.ipynb #5defd7db
 PASSES = 500*32          # of every class: 500 steps a shot in batches of 32
 
 def base_classes(
@@ -101,16 +105,22 @@ class CLIPLoRA(Method):
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
-        for tower,parts in towers(model).items():
+        try:
+            made = self.with_updates(torch.Generator().manual_seed(seed))
+        except ValueError:                      # before any attention was replaced
+            unfreeze(model)
+            raise
+        for block,attention in made:
+            block.attn = attention.eval()
+
+    def with_updates(self, generator):
+        "A pair for every block: itself, and its attention with updates."
+        made = []
+        for tower,parts in towers(self.model).items():
             for i,block in enumerate(parts.blocks, 1):
-                if not isinstance(block.attn, nn.MultiheadAttention):
-                    kind = type(block.attn).__name__
-                    raise ValueError(f'model: got attention of kind {kind},'
-                                     ' allowed is nn.MultiheadAttention')
-                name = f'{tower}.{i}'
-                block.attn = LoRAAttention(block.attn, name, self.config, generator)
-                block.attn.train(False)
+                attention = LoRAAttention(block.attn, f'{tower}.{i}', self.config, generator)
+                made.append((block, attention))
+        return made
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):

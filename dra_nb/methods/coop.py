@@ -16,7 +16,7 @@ from ..clip import encode_text, text_tower, word_embeddings
 from .base import Method, register
 from ..recipes import LARGE
 
-# %% ../../nbs/23_coop.ipynb #bc5d7723
+# %% ../../nbs/23_coop.ipynb #e64bb893
 @dataclass(frozen=True)
 class CoOpConfig:
     "Settings of CoOp; the defaults are those of base-to-new."
@@ -27,6 +27,8 @@ class CoOpConfig:
     def __post_init__(self):
         if not isinstance(self.words, str):
             raise ValueError(f'words: got {self.words!r}, allowed is text')
+        if self.words and not self.words.strip():
+            raise ValueError(f"words: got {self.words!r}, allowed are '' or text that is not blank")
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MaPLeConfig', 'MaPLe']
 
-# %% ../../nbs/24_maple.ipynb #d49d7511
+# %% ../../nbs/24_maple.ipynb #2b65e02e
 import copy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..attach import towers
+from ..attach import towers, unfreeze
 from ..checks import check_number
 from ..clip import encode_image, encode_text, overwrite, word_embeddings
 from .base import Method, linear_layer, register
@@ -31,7 +31,7 @@ class MaPLeConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
 
-# %% ../../nbs/24_maple.ipynb #eac988e3
+# %% ../../nbs/24_maple.ipynb #46e3b283
 @register
 class MaPLe(Method):
     "Deep prompts of the text tower, and their linear images in the image tower."
@@ -43,19 +43,28 @@ class MaPLe(Method):
 
     def __init__(self, model, config=None, seed=1):
         super().__init__(model, config, seed)
-        both = towers(model)
+        try:
+            self.add(torch.Generator().manual_seed(seed))
+        except ValueError:
+            unfreeze(model)
+            raise
+
+    def add(self, generator):
+        "The first prompts and maps; settings that do not fit the CLIP are refused."
+        both = towers(self.model)
         depth = self.config.depth
         blocks = min(len(t.blocks) for t in both.values())
         if depth > blocks:
-            self.remove()
             raise ValueError(f'depth: got {depth}, allowed 1 to {blocks}, the blocks of the towers')
-        generator = torch.Generator().manual_seed(seed)
         n, width = self.config.length, both['text'].width
         prompts = [.02*torch.randn((n, width), generator=generator) for _ in range(depth)]
         words = self.config.words.split()
         self.frozen_words = words[n:]
         if len(words) >= n:
-            prompts[0] = word_embeddings(model, ' '.join(words[:n]))
+            prompts[0] = word_embeddings(self.model, ' '.join(words[:n]))
+        if len(prompts[0]) != n:
+            raise ValueError(f'words: got {self.config.words!r}, whose first {n} words are '
+                             f'{len(prompts[0])} tokens, allowed are words of one token each')
         first = linear_layer(width, both['image'].width, generator)
         deep = linear_layer(width, both['image'].width, generator)
         maps = [first, *(copy.deepcopy(deep) for _ in range(depth-1))]
