@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #dadd6aec
+# %% ../../nbs/29_lfa.ipynb #f85ca785
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -103,6 +103,7 @@ class LFA(Method):
     presets = dict(published=LFAConfig())
     search = {'train.lr': (5e-4, .0015, .005), 'config.beta': (.9, .5)}
     epoch_is_step = True
+    knows_shifts = False     # the authors use E for every set but the one of the shots
     buffers_saved = ('average',)
     of_classes = (*Method.of_classes, 'others')
 
