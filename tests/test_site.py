@@ -90,7 +90,8 @@ def notebooks():
 def built():
     if sys.version_info < (3, 11):
         missing('Python 3.11, which smalldocs needs')
-    pytest.importorskip('smalldocs')
+    if importlib.util.find_spec('smalldocs') is None:
+        missing('smalldocs, which the development extras install')
     return builder().build(workers=min(4, os.cpu_count() or 1))
 
 
