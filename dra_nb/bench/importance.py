@@ -62,7 +62,7 @@ def control_runs(
         runs += make_runs([DRAControl.name], sets, seeds, config=config, **options)
     return runs
 
-# %% ../../nbs/38_importance.ipynb #f872ea9d
+# %% ../../nbs/38_importance.ipynb #e1442f81
 DECIDES = ('mask', 'chance')
 COMPARISONS = {
     DECIDES: 'does it help to know the foreground?',
@@ -136,9 +136,12 @@ def answer(
     said = {'better': 'Importance matters here', 'worse': 'Importance hurts here',
             'equivalent': 'Importance does not matter here',
             'not decided': 'Whether importance matters is not decided here'}[row['verdict']]
+    so = {'better': 'So a score has to find it.', 'worse': 'So the background needs the channels.',
+          'equivalent': 'So a better score would not help here.',
+          'not decided': 'More seeds are needed.'}[row['verdict']]
     return (f'**{said}**: ranks by the true foreground, minus ranks by chance, give '
             f'{in_points(row["mean"], row["half"])} on new classes (95 %, over sets), '
-            f'where the paper prints {row["paper"]:+.2f} for DRA as a whole.')
+            f'where the paper prints {row["paper"]:+.2f} for DRA as a whole. {so}')
 
 # %% ../../nbs/38_importance.ipynb #3faea172
 def foreground_auc(

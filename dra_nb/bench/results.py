@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'TOUCH', 'VOID', 'run_key', 'Record', 'versions', 'device_name', 'read_record', 'find_record',
            'write_record', 'read_results', 'Claim', 'changed_settings', 'missing_runs', 'by_target']
 
-# %% ../../nbs/62_results.ipynb #3012c2dd
+# %% ../../nbs/62_results.ipynb #2343f47d
 import json
 import math
 import os
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..files import json_digest, lock_file, read_json, write_json
 
 # %% ../../nbs/62_results.ipynb #ae308fe0
@@ -77,13 +78,13 @@ class Record:
         "Was anything trained? Without training one run stands for every seed."
         return self.run['train']['epochs'] > 0
 
-# %% ../../nbs/62_results.ipynb #695ae5f5
-PACKAGES = ('dra_nb', 'torch', 'torchvision', 'open_clip_torch', 'pillow', 'numpy')
+# %% ../../nbs/62_results.ipynb #8ade142a
+PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'pillow', 'numpy')
 
 @lru_cache
 def versions()->dict:
     "Versions that numbers may depend on."
-    found = dict(python=platform.python_version())
+    found = dict(python=platform.python_version(), dra_nb=__version__)
     for name in PACKAGES:
         try:
             found[name] = version(name)
