@@ -32,7 +32,7 @@ from ..methods import find_method
 from ..training import fit
 from ..weights import load_clip
 
-# %% ../../nbs/66_plan.ipynb #8ab82318
+# %% ../../nbs/66_plan.ipynb #f344bd81
 class Passes(NamedTuple):
     "What a CLIP costs: FLOPs and bytes of its frozen towers."
     image:float        # FLOPs of an image
@@ -69,16 +69,16 @@ class Cost(NamedTuple):
         return self.image*images*unit.image+prompts*tokens*unit.token
 
     def once(self, images:int, classes:int, unit:Passes, tokens:int)->float:
-        "FLOPs before the first step, for all training images."
+        "FLOPs before the first step, for all training images; arguments as for `step`."
         return self.once_image*images*unit.image+self.once_prompt*classes*tokens*unit.token
 
     def kept(self, images:int, classes:int, unit:Passes, tokens:int)->float:
-        "Bytes that a step keeps for its backward pass."
+        "Bytes that a step keeps for its backward pass; arguments as for `step`."
         prompts = self.kept_prompt*classes+self.kept_pair*images*classes+self.kept_fixed
         return self.kept_image*images*unit.image_layer+prompts*tokens*unit.token_layer
 
     def test(self, images:int, classes:int, unit:Passes, tokens:int)->float:
-        "FLOPs of a test; class features are known."
+        "FLOPs of a test with known class features; arguments as for `step`."
         pairs = self.test_pair*images*classes
         return self.test_image*images*unit.image+pairs*tokens*unit.token
 
