@@ -140,6 +140,30 @@ def test_removal_is_exact(name, kind, images):
     build_method(name, model)                                  # and once more
 
 
+@pytest.mark.parametrize('name', ALL)
+def test_a_method_that_fails_leaves_the_clip_alone(name, images):
+    "Whether the CLIP is of another kind, or the method breaks off after it added what it adds."
+    cls, _ = find_method(name)
+
+    class Broken(cls):
+        def add(self, generator):
+            super().add(generator)
+            raise ValueError('broken')
+
+    image = dict(layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
+    text = dict(context_length=77, width=32, heads=2, layers=2)
+    resnet = open_clip.CLIP(32, image, text)
+    for model, kind, said in (tiny_open_clip(), Broken, 'broken'), (resnet, cls, 'ModifiedResNet'):
+        names, flags = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+        hooks = [len(m._forward_pre_hooks)+len(m._forward_hooks) for m in model.modules()]
+        with pytest.raises(ValueError, match=said):
+            kind(model)
+        assert list(model.state_dict()) == names
+        assert [p.requires_grad for p in model.parameters()] == flags
+        after = [len(m._forward_pre_hooks)+len(m._forward_hooks) for m in model.modules()]
+        assert after == hooks
+
+
 @pytest.mark.parametrize('name', LEARNING)
 def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
     "Equal logits to the bit; settings and facts come back; one file is all that counts."

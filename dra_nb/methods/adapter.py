@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['PlainAdapter']
 
-# %% ../../nbs/21_plain_adapter.ipynb #daed07d1
+# %% ../../nbs/21_plain_adapter.ipynb #28f30caf
 from dataclasses import replace
 
 import torch
 
 from ..adapter import AdapterConfig
-from ..attach import unfreeze
 from ..dra import add_adapter
 from .base import Method, register
 
-# %% ../../nbs/21_plain_adapter.ipynb #6479b6a6
+# %% ../../nbs/21_plain_adapter.ipynb #10aa69b5
 @register
 class PlainAdapter(Method):
     "CLIP with plain adapters (Eq. 8)."
@@ -25,14 +24,6 @@ class PlainAdapter(Method):
     presets = dict(likely=AdapterConfig.likely(), recommended=AdapterConfig.recommended(),
                    paper=AdapterConfig.paper())
     search = {'train.lr': (.0015, .005, .015), 'config.scale': (.1, .3)}
-
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        try:
-            self.add(torch.Generator().manual_seed(seed))
-        except ValueError:                      # before any module was attached
-            unfreeze(model)
-            raise
 
     def add(self, generator):
         "Attach the modules; first weights from the generator."

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'first_trained', 'Method', 'linear_layer', 'register', 'method_names', 'find_method', 'build_method',
            'Carried', 'as_method', 'check_loaded', 'save_method', 'saved_facts', 'load_method']
 
-# %% ../../nbs/55_methods.ipynb #bdebe5ee
+# %% ../../nbs/55_methods.ipynb #5b4f4d38
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..attach import attached, detach, extra_loss, freeze, set_step, text_batch, unfreeze
+from ..attach import attached, detach, extra_loss, freeze, set_step, text_batch, towers
 from ..clip import (class_logits, embed_image, embed_text, image_tower, make_prompts,
                          project_image, project_text, real_tokens, run_blocks, text_tower)
 from ..dra import WEIGHTS, config_from
@@ -34,7 +34,7 @@ def first_trained(
             return i
     return len(blocks)
 
-# %% ../../nbs/55_methods.ipynb #d4492012
+# %% ../../nbs/55_methods.ipynb #c9e3b685
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
@@ -56,6 +56,7 @@ class Method(nn.Module):
         if attached(model):
             raise ValueError('model: got one that already carries adapters, allowed after '
                              'method.remove() or remove_dra(model)')
+        towers(model)                # other kinds of CLIP are refused here
         self.begin(model)
         if config is None and self.presets:
             config, _ = self.recipe(clip=getattr(model, 'clip_name', ''))
@@ -64,6 +65,11 @@ class Method(nn.Module):
             raise ValueError(f'config: got {got}, allowed {allowed}')
         self.config = config
         freeze(model)
+        try:
+            self.add(torch.Generator().manual_seed(seed))
+        except Exception:            # settings that do not fit: the CLIP is as it was
+            self.remove()
+            raise
 
     def begin(self, model):
         "The state before any classes are set."
@@ -78,6 +84,11 @@ class Method(nn.Module):
         self.truncate_text = 'exact'
         self.text_chunk = None   # prompts encoded at a time in training
         self.accuracy = None     # of the last training batch, percent
+
+    def add(self,
+            generator:torch.Generator   # of the first weights
+           ):
+        "Whatever the method adds to the CLIP, or beside it."
 
     @classmethod
     def preset_for(cls,
@@ -335,9 +346,7 @@ class Method(nn.Module):
 
     def remove(self):
         "Give the CLIP back as it was."
-        detach(self.model)
-        unfreeze(self.model)
-        return self.model
+        return detach(self.model)
 
 # %% ../../nbs/55_methods.ipynb #88f22523
 def linear_layer(

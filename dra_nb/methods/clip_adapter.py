@@ -26,7 +26,7 @@ class CLIPAdapterConfig:
         check_number('share', self.share, above=0, most=1)
         check_number('reduction', self.reduction, least=1, most=4096, whole=True)
 
-# %% ../../nbs/2e_clip_adapter.ipynb #78faaddf
+# %% ../../nbs/2e_clip_adapter.ipynb #c201ebc4
 @register
 class CLIPAdapter(Method):
     "A bottleneck on the image features."
@@ -36,10 +36,9 @@ class CLIPAdapter(Method):
     presets = dict(published=CLIPAdapterConfig())
     search = {'train.lr': (.002, .006, .02), 'config.share': (.2, .6)}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
-        D = model.visual.output_dim
+    def add(self, generator):
+        "The two matrices of the bottleneck."
+        D = self.model.visual.output_dim
         narrow = max(1, D//self.config.reduction)
         self.down = self.first(D, narrow, generator)
         self.up = self.first(narrow, D, generator)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSES', 'CLIPLoRAConfig', 'LoRAAttention', 'base_classes', 'CLIPLoRA']
 
-# %% ../../nbs/2d_clip_lora.ipynb #5095eb02
+# %% ../../nbs/2d_clip_lora.ipynb #5d0b0f81
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..attach import Beside, towers, unfreeze
+from ..attach import Beside, towers
 from ..checks import check_number
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
@@ -81,7 +81,7 @@ class LoRAAttention(Beside):
         out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return host.out_proj(out.transpose(1, 2).flatten(2)), None
 
-# %% ../../nbs/2d_clip_lora.ipynb #5defd7db
+# %% ../../nbs/2d_clip_lora.ipynb #2c50e2ef
 PASSES = 500*32          # of every class: 500 steps a shot in batches of 32
 
 def base_classes(
@@ -103,24 +103,15 @@ class CLIPLoRA(Method):
     presets = dict(published=CLIPLoRAConfig())
     search = {'train.lr': (2e-4, 6e-4, .002), 'config.rank': (2, 8)}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        try:
-            made = self.with_updates(torch.Generator().manual_seed(seed))
-        except ValueError:                      # before any attention was replaced
-            unfreeze(model)
-            raise
-        for block,attention in made:
-            block.attn = attention.eval()
-
-    def with_updates(self, generator):
-        "A pair for every block: itself, and its attention with updates."
+    def add(self, generator):
+        "Attentions with updates: all are made before the first one takes its place."
         made = []
         for tower,parts in towers(self.model).items():
             for i,block in enumerate(parts.blocks, 1):
                 attention = LoRAAttention(block.attn, f'{tower}.{i}', self.config, generator)
                 made.append((block, attention))
-        return made
+        for block,attention in made:
+            block.attn = attention.eval()
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):

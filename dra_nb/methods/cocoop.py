@@ -16,7 +16,7 @@ from .base import linear_layer, register
 from .coop import CoOp, CoOpConfig
 from ..recipes import full_precision
 
-# %% ../../nbs/27_cocoop.ipynb #342d38d0
+# %% ../../nbs/27_cocoop.ipynb #872a71cf
 PAIRS = 256    # sentences, images times classes, in the text tower at a time
 
 @register
@@ -28,10 +28,10 @@ class CoCoOp(CoOp):
     presets = dict(published=CoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        joint = model.visual.output_dim
-        generator = torch.Generator().manual_seed(seed)
+    def add(self, generator):
+        "The context, and the net that moves it."
+        super().add(generator)
+        joint = self.model.visual.output_dim
         net = nn.Sequential(linear_layer(joint, joint//16, generator), nn.ReLU(),
                             linear_layer(joint//16, self.context.shape[1], generator))
         self.net = net.to(self.device, self.dtype)

@@ -32,7 +32,7 @@ class CoOpConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 
-# %% ../../nbs/23_coop.ipynb #d1ec0ce8
+# %% ../../nbs/23_coop.ipynb #39a66eae
 @register
 class CoOp(Method):
     "Learned vectors in place of the words around the class name."
@@ -42,13 +42,13 @@ class CoOp(Method):
     presets = dict(published=CoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
+    def add(self, generator):
+        "The context: the embeddings of words, or small random numbers."
         if self.config.words:
-            first = word_embeddings(model, self.config.words)
+            first = word_embeddings(self.model, self.config.words)
         else:
-            shape = self.config.length, text_tower(model).width
-            first = .02*torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            shape = self.config.length, text_tower(self.model).width
+            first = .02*torch.randn(shape, generator=generator)
         self.context = nn.Parameter(first.to(self.device))
 
     @classmethod

@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #f85ca785
+# %% ../../nbs/29_lfa.ipynb #b17e2dac
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -107,15 +107,18 @@ class LFA(Method):
     buffers_saved = ('average',)
     of_classes = (*Method.of_classes, 'others')
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        D = model.visual.output_dim
-        eye = torch.eye(D, dtype=self.dtype, device=self.device)
-        self.matrix = nn.Parameter(eye)                  # W
-        self.register_buffer('average', eye.clone())     # E
+    def begin(self, model):
+        super().begin(model)
         self.features = None     # (views,n,D) of the shots, in a run
         self.classes = None      # (C,D) of the classes, in a run
         self.others = []         # prompts of further sentences
+
+    def add(self, generator):
+        "W, and its average over the run; both begin at the identity."
+        D = self.model.visual.output_dim
+        eye = torch.eye(D, dtype=self.dtype, device=self.device)
+        self.matrix = nn.Parameter(eye)                  # W
+        self.register_buffer('average', eye.clone())     # E
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):

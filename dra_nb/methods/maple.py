@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MaPLeConfig', 'MaPLe']
 
-# %% ../../nbs/24_maple.ipynb #2b65e02e
+# %% ../../nbs/24_maple.ipynb #d910efa2
 import copy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..attach import towers, unfreeze
+from ..attach import towers
 from ..checks import check_number
 from ..clip import encode_image, encode_text, overwrite, word_embeddings
 from .base import Method, linear_layer, register
@@ -31,7 +31,7 @@ class MaPLeConfig:
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
 
-# %% ../../nbs/24_maple.ipynb #46e3b283
+# %% ../../nbs/24_maple.ipynb #5b7528e2
 @register
 class MaPLe(Method):
     "Deep prompts of the text tower, and their linear images in the image tower."
@@ -40,14 +40,6 @@ class MaPLe(Method):
     Config = MaPLeConfig
     presets = dict(published=MaPLeConfig())
     search = {'train.lr': (.0035, .01, .035), 'config.depth': (9, 3)}
-
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        try:
-            self.add(torch.Generator().manual_seed(seed))
-        except ValueError:
-            unfreeze(model)
-            raise
 
     def add(self, generator):
         "The first prompts and maps; settings that do not fit the CLIP are refused."

@@ -38,7 +38,7 @@ class MetaPromptConfig:
 
 INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', underscores='replaced')
 
-# %% ../../nbs/2a_metaprompt.ipynb #cd7836d5
+# %% ../../nbs/2a_metaprompt.ipynb #ba0087ce
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."
@@ -49,12 +49,14 @@ class MetaPrompt(Method):
     search = {'train.lr': (.0015, .005, .015), 'config.meta_step': (.2, 1.)}
     of_classes = (*Method.of_classes, 'frozen_text')
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
-        self.text = self.first(text_tower(model), generator)      # (blocks,M,d)
-        self.image = self.first(image_tower(model), generator)
+    def begin(self, model):
+        super().begin(model)
         self.frozen_text = None      # features of the classes in hand without tokens
+
+    def add(self, generator):
+        "The tokens of both towers."
+        self.text = self.first(text_tower(self.model), generator)      # (blocks,M,d)
+        self.image = self.first(image_tower(self.model), generator)
 
     def first(self, tower, generator):
         "Small random tokens for every block."

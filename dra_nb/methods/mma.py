@@ -68,7 +68,7 @@ def kaiming_layer(
     nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu', generator=generator)
     return layer
 
-# %% ../../nbs/25_mma.ipynb #b9acf85c
+# %% ../../nbs/25_mma.ipynb #cc1f5ce9
 @register
 class MMA(Method):
     "Adapters beside the blocks of both towers, with a shared layer."
@@ -78,19 +78,14 @@ class MMA(Method):
     presets = dict(published=MMAConfig())
     search = {'train.lr': (.0015, .005, .015), 'config.scale': (.001, .1)}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
+    def add(self, generator):
+        "An adapter beside every block from `start` on; S of a block serves both towers."
         c = self.config
-        generator = torch.Generator().manual_seed(seed)
-        most = max(len(t.blocks) for t in towers(model).values())
+        most = max(len(t.blocks) for t in towers(self.model).values())
         shared = {i: kaiming_layer(c.rank, c.rank, generator) for i in range(c.start, most+1)}
         def make(tower, width, i):
             return MultiModalAdapter(width, shared[i], c, generator).to(self.dtype)
-        try:
-            attach(model, make, c.start, place='block')
-        except ValueError:
-            self.remove()
-            raise
+        attach(self.model, make, c.start, place='block')
 
     @classmethod
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):

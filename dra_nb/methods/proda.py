@@ -64,7 +64,7 @@ class ProDAConfig:
         end = self.sentences-2*quarter
         return [0]*quarter+[self.length//2]*quarter+[self.length]*end
 
-# %% ../../nbs/2b_proda.ipynb #60f38c3d
+# %% ../../nbs/2b_proda.ipynb #4e8dc69b
 @register
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
@@ -74,14 +74,17 @@ class ProDA(Method):
     presets = dict(published=ProDAConfig())
     search = {'train.lr': (.001, .003, .01), 'config.diversity': (.1, 0.)}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        shape = self.config.sentences, self.config.length, text_tower(model).width
-        first = .02*torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        self.context = nn.Parameter(first.to(self.device, self.dtype))
+    def begin(self, model):
+        super().begin(model)
         self.chosen = None       # sentences of the step in hand; all if None
+
+    def add(self, generator):
+        "The vectors of all sentences."
+        shape = self.config.sentences, self.config.length, text_tower(self.model).width
+        first = .02*torch.randn(shape, generator=generator)
+        self.context = nn.Parameter(first.to(self.device, self.dtype))
         stars = ' '.join(['*']*self.config.length)
-        nameless = make_prompts(model, ['.'], stars+' {}')           # "* * *." without a name
+        nameless = make_prompts(self.model, ['.'], stars+' {}')      # "* * *." without a name
         self.nameless = self.cut(nameless)
 
     @classmethod

@@ -55,7 +55,7 @@ def epoch_weights(
     exponents = -(torch.arange(1, epochs+1, dtype=torch.float64)-mean)**2/(2*std**2)
     return torch.softmax(exponents, 0)
 
-# %% ../../nbs/2c_promptsrc.ipynb #87eeb96f
+# %% ../../nbs/2c_promptsrc.ipynb #0f9554e3
 @register
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
@@ -66,17 +66,20 @@ class PromptSRC(Method):
     search = {'train.lr': (.0025, .008, .025), 'config.text_weight': (25., 5.)}
     of_classes = (*Method.of_classes, 'classnames', 'teacher')
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
+    def begin(self, model):
+        super().begin(model)
+        self.classnames = None     # of the classes in hand
+        self.teacher = None        # (C,D) their frozen text features, once a loss asked for them
+        self.average = None        # sum of weighted tokens over the epochs so far
+
+    def add(self, generator):
+        "The tokens of both towers; those of the first text block begin at words."
+        model = self.model
         words = word_embeddings(model, self.config.words).to(self.device)
         self.text = self.deep(text_tower(model), len(words), generator)      # a list of (M,d)
         self.image = self.deep(image_tower(model), self.config.image_length, generator)
         with torch.no_grad():
             self.text[0].copy_(words)
-        self.classnames = None     # of the classes in hand
-        self.teacher = None        # (C,D) their frozen text features, once a loss asked for them
-        self.average = None        # sum of weighted tokens over the epochs so far
 
     def deep(self, tower, length, generator):
         "Small random tokens for the first blocks."

@@ -60,7 +60,7 @@ class TCPConfig:
         "M, number of learned places."
         return self.sentence.count('*')
 
-# %% ../../nbs/28_tcp.ipynb #4498621d
+# %% ../../nbs/28_tcp.ipynb #0ee4d9ac
 @register
 class TCP(KgCoOp):
     "KgCoOp with tokens that a net makes from the guide's feature of a class."
@@ -70,16 +70,15 @@ class TCP(KgCoOp):
     presets = dict(published=TCPConfig())
     search = {'train.lr': (.002, .006, .02), 'config.weight': (8., 2.)}
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
-        blocks = len(text_tower(model).blocks)
+    def add(self, generator):
+        "The context, and the net that makes the tokens of a class."
+        super().add(generator)
+        blocks = len(text_tower(self.model).blocks)
         if self.config.block > blocks:
-            self.remove()
             raise ValueError(f'block: got {self.config.block}, allowed 1 to {blocks},'
                              ' the blocks of the text tower')
-        joint = model.visual.output_dim
+        joint = self.model.visual.output_dim
         M, d = self.context.shape
-        generator = torch.Generator().manual_seed(seed+1)
         net = nn.Sequential(linear_layer(joint, joint//4, generator), QuickGELU(),
                             linear_layer(joint//4, M*d, generator))
         self.net = net.to(self.device, self.dtype)

@@ -33,7 +33,7 @@ class TipAdapterConfig:
 
 ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 
-# %% ../../nbs/2f_tip_adapter.ipynb #b72216d1
+# %% ../../nbs/2f_tip_adapter.ipynb #00816453
 @register
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
@@ -45,10 +45,10 @@ class TipAdapter(Method):
     epoch_is_step = True
     buffers_saved = ('keys', 'values')
 
-    def __init__(self, model, config=None, seed=1):
-        super().__init__(model, config, seed)
+    def add(self, generator):
+        "No keys and no votes yet."
         self.register_buffer('values', self.zeros(0, 0))      # (n,C)
-        self.make_keys(self.zeros(0, model.visual.output_dim))
+        self.make_keys(self.zeros(0, self.model.visual.output_dim))
 
     def zeros(self, *shape):
         return torch.zeros(*shape, dtype=self.dtype, device=self.device)
