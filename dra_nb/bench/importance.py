@@ -137,7 +137,7 @@ def answer(
             'equivalent': 'Importance does not matter here',
             'not decided': 'Whether importance matters is not decided here'}[row['verdict']]
     so = {'better': 'So a score has to find it.', 'worse': 'So the background needs the channels.',
-          'equivalent': 'So a better score would not help here.',
+          'equivalent': 'So a score that finds the foreground better would not help here.',
           'not decided': 'More seeds are needed.'}[row['verdict']]
     return (f'**{said}**: ranks by the true foreground, minus ranks by chance, give '
             f'{in_points(row["mean"], row["half"])} on new classes (95 %, over sets), '
