@@ -1,10 +1,12 @@
 "The package's modules know only those below them, keep their private names, and read line by line."
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent/'dra_nb'
+NOTEBOOKS = PACKAGE.parent/'nbs'
 
 # From the bottom up. A module imports from lines above its own, and from its own line as long as
 # nothing goes round in a circle. `data`, `methods` and `bench` are the folders' own __init__.py.
@@ -150,6 +152,18 @@ def long_lines(code):
     return [i for i, line in enumerate(lines, 1) if len(line) > 100 and i > start]
 
 
+def long_cell_lines(notebook):
+    "(cell, length) of lines of more than 100 characters in code cells; lines of `#|` may be longer."
+    found = []
+    for i, cell in enumerate(notebook['cells']):
+        if cell['cell_type'] != 'code':
+            continue
+        for line in ''.join(cell['source']).splitlines():
+            if len(line) > 100 and not line.startswith('#|'):
+                found.append((i, len(line)))
+    return found
+
+
 def crowded_lines(code):
     "Lines on which a statement begins after another one: `if x: y`, `a; b`, `def f(): return 1`."
     lines = code.encode().splitlines()
@@ -202,6 +216,18 @@ def test_lines_are_short(texts):
     assert places(texts, long_lines) == []
 
 
+def test_cell_lines_are_short():
+    pages = sorted(path for path in NOTEBOOKS.rglob('*.ipynb')
+                   if '.ipynb_checkpoints' not in path.parts)
+    assert pages
+    found = []
+    for page in pages:
+        notebook = json.loads(page.read_text(encoding='utf-8'))
+        for cell, length in long_cell_lines(notebook):
+            found.append(f'{page.name} cell {cell}: {length} characters')
+    assert not found, '\n'.join(found)
+
+
 def test_one_statement_a_line(texts):
     assert places(texts, crowded_lines) == []
 
@@ -223,3 +249,6 @@ def test_the_counting_itself():
     assert places(texts, nested_comprehensions) == ['sub.c:3']
     assert long_lines('x'*101) == [1] and long_lines('x'*100) == []
     assert long_lines('x'*101 + '\n# %% ../nbs/a.ipynb\n' + 'x'*101) == [3]
+    code = dict(cell_type='code', source=['#| '+'x'*101+'\n', 'x'*100+'\n', 'x'*101])
+    prose = dict(cell_type='markdown', source=['x'*101])
+    assert long_cell_lines(dict(cells=[prose, code])) == [(1, 101)]
