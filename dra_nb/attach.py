@@ -74,8 +74,8 @@ def sequence_first(
     alone = len(args) < 3 or args[1] is not x or args[2] is not x      # no self-attention
     if alone or not torch.is_grad_enabled() or not x.requires_grad:
         return None
-    # turned, they would not be contiguous, and PyTorch multiplies such an input with a frozen
-    # weight place by place, several times slower than in one product
+    # turned, they would not be contiguous: PyTorch multiplies such an input with a frozen weight
+    # place by place, a contiguous one in a single product
     x = x.transpose(0, 1).contiguous().transpose(0, 1)
     return x, x, x, *args[3:]
 
