@@ -89,6 +89,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.paper.PaperTable.lines_for': ('paper.html#papertable.lines_for', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.PaperTable.metrics': ('paper.html#papertable.metrics', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.PaperTable.sets_for': ('paper.html#papertable.sets_for', 'dra_nb/bench/paper.py'),
+                                    'dra_nb.bench.paper.PaperTable.tuned_lines': ( 'paper.html#papertable.tuned_lines',
+                                                                                   'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.Published': ('paper.html#published', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.TablePlan': ('paper.html#tableplan', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.TablePlan.blocks': ('paper.html#tableplan.blocks', 'dra_nb/bench/paper.py'),

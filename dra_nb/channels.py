@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../nbs/05_channels.ipynb #2a0d9a61
+# %% ../nbs/05_channels.ipynb #686bd79a
 def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
                    W_c:Tensor, # scoring projection, (r,r)
                    b_c:Tensor, # its bias, (r,); the variance does not see it
@@ -22,7 +22,7 @@ def channel_scores(x1:Tensor,  # bottleneck of Eq. 9, (B,N,r)
     z = F.linear(x1, W_c.mT, b_c)
     if z.dtype in (torch.float16, torch.bfloat16):
         z = z.float()
-    if padding_mask is None:        # z.var(1) is several times slower on this axis
+    if padding_mask is None:        # z.var(1) reads this axis slowly
         return (z-z.mean(1, keepdim=True)).square().sum(1)/(z.shape[1]-1)
     real = padding_mask[...,None].to(z.dtype)              # (B,N,1)
     n = padding_mask.sum(1)[:,None]                        # (B,1)

@@ -276,7 +276,7 @@ def _check_file(path, name='out'):
                          'a new name')
     _check_place(path, name)
 
-# %% ../nbs/14_cli.ipynb #1737c5fd
+# %% ../nbs/14_cli.ipynb #3dacd94a
 def _fit(args):
     "Train and save."
     from dra_nb.data import load_dataset
@@ -303,9 +303,10 @@ def _fit(args):
     _warn_of_chance(method, data, template)
     steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
+    trained = f'{numbers:,} parameters' if numbers else 'the shots decide what is kept'
     print(f'{cls.name} ({preset}) on {len(data.train)} images of {len(data.classnames)} classes: '
           f'{steps} step{"s" if steps > 1 else ""} an epoch, {steps*train.epochs} in all, '
-          f'{numbers:,} parameters', flush=True)
+          f'{trained}', flush=True)
     out, start = Path(args.out), time.perf_counter()
     lines = [] if sys.stdout.isatty() else [_Lines()]
     try:

@@ -427,25 +427,25 @@ def overwrite(
         return x
     return before
 
-# %% ../nbs/01_clip.ipynb #1f410e9c
+# %% ../nbs/01_clip.ipynb #129dbfcc
 def encode_image(
     model:nn.Module,     # an open_clip CLIP
     images:Tensor,       # (B,3,S,S) normalised
     extra:Tensor=None,   # (n,d) or (B,n,d) tokens to append
-    before=None          # before(i, x) gives what enters block i; the extra tokens stand last
+    before=None          # before(i, x) gives what enters block i; the extra tokens are the last
 )->Tensor:               # (B,D), not normalised
     "Features of images (Eqs. 1 to 3), with extra tokens and a say in what enters a block."
     tower = image_tower(model)
     x = run_blocks(tower.blocks, embed_image(model, images, extra), before=before)
     return project_image(model, x)
 
-# %% ../nbs/01_clip.ipynb #425b8e8e
+# %% ../nbs/01_clip.ipynb #7b17af76
 def load_clip(
     name:str,              # 'glyph-clip', or a model of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
     device=None            # 'cpu', 'cuda'; by default cuda where there is one
 )->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .image_size
-    "A CLIP model by name: `dra_nb.weights.load_clip`, under the address where it is looked for."
+    "A CLIP model by name; the same function as `dra_nb.weights.load_clip`."
     # weights is built on this module, so it can only be imported once this module is complete
     from dra_nb import weights
     return weights.load_clip(name, pretrained, device)

@@ -44,7 +44,7 @@ def _as_ratios(given):
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f'ratios: got {given!r}, allowed numbers in (0,1]') from None
 
-# %% ../nbs/07_dra.ipynb #3519b2e0
+# %% ../nbs/07_dra.ipynb #08b077cb
 @dataclass(frozen=True)
 class DRAConfig(AdapterConfig):
     "Settings of DRA (Eqs. 9 to 20); the defaults are the paper's, read literally."
@@ -84,7 +84,7 @@ class DRAConfig(AdapterConfig):
 
     @classmethod
     def likely(cls):
-        "The letter, trained as the nearest public code trains: gradients as if scale were 1."
+        "The printed settings, trained as MMA's code trains: gradients as if scale were 1."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean')
 
     @classmethod

@@ -62,7 +62,7 @@ def control_runs(
         runs += make_runs([DRAControl.name], sets, seeds, config=config, **options)
     return runs
 
-# %% ../../nbs/38_importance.ipynb #e1442f81
+# %% ../../nbs/38_importance.ipynb #22af651a
 DECIDES = ('mask', 'chance')
 COMPARISONS = {
     DECIDES: 'does it help to know the foreground?',
@@ -133,15 +133,16 @@ def answer(
 )->str:
     "The sentence that the page begins with."
     row, = [row for row in compare(records, ['new']) if row['pair'] == DECIDES]
-    said = {'better': 'Importance matters here', 'worse': 'Importance hurts here',
-            'equivalent': 'Importance does not matter here',
-            'not decided': 'Whether importance matters is not decided here'}[row['verdict']]
+    said = {'better': 'The importance of image tokens matters here',
+            'worse': 'The importance of image tokens hurts here',
+            'equivalent': 'The importance of image tokens does not matter here',
+            'not decided': 'Whether the importance of image tokens matters is not decided here'}
     so = {'better': 'So a score has to find it.', 'worse': 'So the background needs the channels.',
           'equivalent': 'So a score that finds the foreground better would not help here.',
-          'not decided': 'More seeds are needed.'}[row['verdict']]
-    return (f'**{said}**: ranks by the true foreground, minus ranks by chance, give '
+          'not decided': 'More seeds are needed.'}
+    return (f'**{said[row["verdict"]]}**: ranks by the true foreground, minus ranks by chance, give '
             f'{in_points(row["mean"], row["half"])} on new classes (95 %, over sets), '
-            f'where the paper prints {row["paper"]:+.2f} for DRA as a whole. {so}')
+            f'where the paper prints {row["paper"]:+.2f} for DRA as a whole. {so[row["verdict"]]}')
 
 # %% ../../nbs/38_importance.ipynb #3faea172
 def foreground_auc(

@@ -77,7 +77,7 @@ class Line:
         against = '' if against == label else against
         return replace(self, label=label, method=own(self.method), against=against)
 
-# %% ../../nbs/65_paper.ipynb #26883c44
+# %% ../../nbs/65_paper.ipynb #e98f3fc2
 @dataclass(frozen=True)
 class PaperTable:
     "What belongs to a table or figure of the paper."
@@ -87,6 +87,7 @@ class PaperTable:
     protocol:str='base-to-new'
     kind:str=''             # of 'cross': the targets shown, 'other sets' or 'shifts'
     each_set:bool=True      # a block for every data set, besides their average
+    tuned:bool=False        # on glyph-clip, also what the small search chose?
     seeds:tuple=(1, 2, 3)
 
     @property
@@ -108,7 +109,28 @@ class PaperTable:
         for line in self.lines:
             line = line.for_preset(preset)
             found.setdefault((line.method, line.changes), line)
+        if self.tuned and clip == 'glyph-clip':
+            found.update(self.tuned_lines(found.values(), clip))
         return tuple(sorted(found.values(), key=lambda line: line.below))
+
+    def tuned_lines(self,
+        lines,      # of `Line`: the other rows
+        clip:str    # name of a CLIP
+    )->dict:        # (method, changes) → `Line`
+        "A row for every method that the small search gave other settings than its rows have."
+        known, found = {}, {}
+        for line in lines:
+            kind, preset = find_method(line.method)
+            recipe = kind.recipe(self.protocol, clip=clip, preset=preset)
+            known.setdefault(kind, []).append(recipe)
+        preset = find_method('dra')[0].preset_for(clip)
+        for kind,recipes in known.items():
+            if 'tuned' not in kind.presets:
+                continue
+            if kind.recipe(self.protocol, clip=clip, preset='tuned') not in recipes:
+                name = f'{kind.name}-tuned'
+                found[name, ()] = Line(name, name, against=_OWN).for_preset(preset)
+        return found
 
     def sets_for(self,
         real:bool  # the paper's own data sets?
@@ -121,7 +143,7 @@ class PaperTable:
         known = find_protocol(self.protocol).targets_of(source)
         return (source,), tuple(t for t in known if target_kind(source, t) == self.kind)
 
-# %% ../../nbs/65_paper.ipynb #0e729c58
+# %% ../../nbs/65_paper.ipynb #0edd3545
 _OWN = 'dra-own'
 _FIELD = tuple(Line(name, name, paper=name, against=_OWN) for name in (
     'zero-shot', 'coop', 'cocoop', 'proda', 'kgcoop', 'lfa', 'maple', 'metaprompt', 'tcp', 'mma'))
@@ -169,14 +191,15 @@ def _varied(name, setting, values, chosen):
                       '' if v == chosen else f'{name} = {chosen}') for v in values)
 
 _ROWS = (
-    PaperTable('table1', 'Base to new', (*_FIELD, *_PRESETS, _ADAPTER, *_KIN, _LITERAL)),
+    PaperTable('table1', 'Base to new', (*_FIELD, *_PRESETS, _ADAPTER, *_KIN, _LITERAL),
+               tuned=True),
     PaperTable('table2', 'Across data sets',
                (_FROZEN, *_some('coop', 'cocoop', 'maple', 'tcp', 'mma'), *_PRESETS, _ADAPTER),
-               'cross', 'other sets'),
+               'cross', 'other sets', tuned=True),
     PaperTable('table3', 'Across shifts',
                (*_some('zero-shot', 'coop', 'cocoop', 'kgcoop', 'maple', 'tcp', 'mma'), *_PRESETS,
                 _ADAPTER),
-               'cross', 'shifts'),
+               'cross', 'shifts', tuned=True),
     PaperTable('table4', 'Parts of DRA', (*_parts('own', ''), *_parts('likely', 'likely, ')),
                each_set=False),
     PaperTable('table5', 'Groups and ratios', tuple(map(_groups, _RATIOS)), each_set=False),

@@ -90,7 +90,7 @@ class LFAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
         check_number('temperature', self.temperature, above=0, most=1e6)
 
-# %% ../../nbs/29_lfa.ipynb #b17e2dac
+# %% ../../nbs/29_lfa.ipynb #f045e575
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 
@@ -98,7 +98,7 @@ STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, 
 class LFA(Method):
     "A linear map on image features, fitted to the class sentences."
     name = 'lfa'
-    paper = 'Ouali and others 2023, arXiv 2308.11738'
+    paper = 'Ouali and others 2023, arXiv 2304.01752'
     Config = LFAConfig
     presets = dict(published=LFAConfig())
     search = {'train.lr': (5e-4, .0015, .005), 'config.beta': (.9, .5)}

@@ -33,7 +33,7 @@ class TipAdapterConfig:
 
 ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 
-# %% ../../nbs/2f_tip_adapter.ipynb #00816453
+# %% ../../nbs/2f_tip_adapter.ipynb #4d784bc4
 @register
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
@@ -61,7 +61,8 @@ class TipAdapter(Method):
     def recipe(cls, protocol='base-to-new', dataset='', clip='glyph-clip', preset=None):
         "One pass over the shots."
         config = cls.preset(preset, clip)
-        config = replace(config, alpha=ALPHA.get(dataset, config.alpha))
+        if preset != 'tuned':
+            config = replace(config, alpha=ALPHA.get(dataset, config.alpha))
         train = cls.train_config(preset, dataset, lr=.001, batch_size=256, epochs=1,
                                  optimizer='adamw', weight_decay=.01, eps=1e-4,
                                  area=(.5, 1.))
