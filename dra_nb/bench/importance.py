@@ -62,7 +62,7 @@ def control_runs(
         runs += make_runs([DRAControl.name], sets, seeds, config=config, **options)
     return runs
 
-# %% ../../nbs/38_importance.ipynb #22af651a
+# %% ../../nbs/38_importance.ipynb #36753371
 DECIDES = ('mask', 'chance')
 COMPARISONS = {
     DECIDES: 'does it help to know the foreground?',
@@ -140,8 +140,8 @@ def answer(
     so = {'better': 'So a score has to find it.', 'worse': 'So the background needs the channels.',
           'equivalent': 'So a score that finds the foreground better would not help here.',
           'not decided': 'More seeds are needed.'}
-    return (f'**{said[row["verdict"]]}**: ranks by the true foreground, minus ranks by chance, give '
-            f'{in_points(row["mean"], row["half"])} on new classes (95 %, over sets), '
+    return (f'**{said[row["verdict"]]}**: ranks by the true foreground, minus ranks by chance, '
+            f'give {in_points(row["mean"], row["half"])} on new classes (95 %, over sets), '
             f'where the paper prints {row["paper"]:+.2f} for DRA as a whole. {so[row["verdict"]]}')
 
 # %% ../../nbs/38_importance.ipynb #3faea172
