@@ -314,6 +314,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.speed.step_cost': ('efficiency.html#step_cost', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed.training_speed': ('efficiency.html#training_speed', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed.wait_for': ('efficiency.html#wait_for', 'dra_nb/bench/speed.py'),
+                                    'dra_nb.bench.speed.write_memory': ('efficiency.html#write_memory', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed.write_speed': ('efficiency.html#write_speed', 'dra_nb/bench/speed.py')},
             'dra_nb.bench.statistics': { 'dra_nb.bench.statistics._by_seed': ('statistics.html#_by_seed', 'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics._outcome': ('statistics.html#_outcome', 'dra_nb/bench/statistics.py'),
