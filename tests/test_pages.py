@@ -1,0 +1,65 @@
+"""Commands that pages tell people to type: all are understood, and runs of the benchmark can be made."""
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dra_nb.bench import runs
+from dra_nb.cli import build_parser, main
+from dra_nb.data.glyphs import SETS
+
+NBS = Path(__file__).parents[1]/'nbs'
+OWN = re.compile(r'\b(PICTURES|PHOTOS|DATA|SET|FOLDER|FILE)\b')      # what a reader puts a name for
+
+
+def commands_of(page):
+    "The words of every line in a page's text that calls the program."
+    found = []
+    for cell in json.loads(page.read_text(encoding='utf-8'))['cells']:
+        if cell['cell_type'] != 'markdown':
+            continue
+        text = ''.join(cell['source'])
+        lines = re.findall(r'`(dra-nb (?:bench|fit) --?[^`]*)`', text)      # in a sentence
+        for block in re.findall(r'```(?:bash|sh)\n(.*?)```', text, re.S):
+            lines += block.replace('\\\n', ' ').splitlines()
+        for line in lines:
+            if line.startswith('dra-nb ') and '…' not in line:
+                found.append(shlex.split(line, comments=True)[1:])
+    return found
+
+
+COMMANDS = [(page.stem, words) for page in sorted(NBS.glob('*.ipynb')) for words in commands_of(page)]
+
+
+class Planned(BaseException):
+    "In place of runs."
+
+
+@pytest.fixture
+def planning(monkeypatch, tmp_path):
+    "Runs are planned and not made."
+    def plan(made, *args, **kwargs):
+        raise Planned(len(made))
+    monkeypatch.setattr(runs, 'run_missing', plan)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_pages_have_commands():
+    assert len(COMMANDS) > 35 and len({page for page, _ in COMMANDS}) > 15
+
+
+@pytest.mark.parametrize('page, words', COMMANDS, ids=lambda o: o if isinstance(o, str) else o[0])
+def test_command_is_understood(page, words, planning, capsys):
+    "Options exist; a benchmark's names and settings are known, and so are those of a fit."
+    args = build_parser().parse_args(words)
+    if OWN.search(' '.join(words)):
+        return
+    if args.command == 'bench':
+        with pytest.raises(Planned):
+            code = main(words)
+            pytest.fail(f'exit code {code}: {capsys.readouterr().err}')
+    elif args.command == 'fit' and args.dataset in SETS and not args.show:
+        code = main([*words, '--show'])
+        assert code == 0, capsys.readouterr().err
