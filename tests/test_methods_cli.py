@@ -159,6 +159,18 @@ def test_a_chosen_point_becomes_a_preset(monkeypatch):
     assert {'coop-published', 'coop-tuned'} <= set(method_names())
 
 
+def test_a_search_is_of_one_method(monkeypatch):
+    "A method that is derived from another one does not have what was chosen for that one."
+    monkeypatch.setattr('dra_nb.recipes._tuned', lambda: {'tip-adapter': {'config.alpha': 3.}})
+    parent, derived = METHODS['tip-adapter'], METHODS['tip-adapter-f']
+    monkeypatch.setattr(parent, 'presets', parent.presets)
+    register(parent)
+    assert parent.presets['tuned'].alpha == 3
+    monkeypatch.setattr(derived, 'presets', parent.presets)      # as a class inherits them
+    register(derived)
+    assert 'tuned' not in derived.presets and 'tuned' in parent.presets
+
+
 def test_tuned_settings_are_what_the_records_say():
     "The packaged file follows from the stored runs by the rule, for every method in it."
     folder = Path(__file__).parent.parent/'nbs'/'results'/'tuned'

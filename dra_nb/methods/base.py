@@ -362,7 +362,7 @@ def linear_layer(
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
 
-# %% ../../nbs/55_methods.ipynb #a568af5e
+# %% ../../nbs/55_methods.ipynb #9212238c
 METHODS = {}
 
 def register(
@@ -370,10 +370,12 @@ def register(
 )->type:
     "Make a method known by its name, with the preset `tuned` where its search was run."
     METHODS[cls.name] = cls
+    # a search of the class that it is derived from says nothing of this one
+    cls.presets = {name: config for name,config in cls.presets.items() if name != 'tuned'}
     changes = tuned_settings(cls.name)['config']
     if changes:
         published = cls.presets[cls.preset_for('glyph-clip')]
-        cls.presets = dict(cls.presets, tuned=set_fields(published, changes))
+        cls.presets['tuned'] = set_fields(published, changes)
     return cls
 
 def method_names()->list:
