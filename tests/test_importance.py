@@ -10,7 +10,7 @@ from conftest import tiny_clip
 from dra_nb.attach import attached, set_step
 from dra_nb.bench.importance import (CENTRE, COMPARISONS, VARIANTS, control_runs, first_batch,
                                      foreground_auc)
-from dra_nb.bench.search import SEARCHED, search_start
+from dra_nb.bench.search import OPTIONS, SEARCHED, search_start
 from dra_nb.clip import real_tokens
 from dra_nb.data import base_new, few_shot, load_dataset
 from dra_nb.data.images import TrainingImages
@@ -104,10 +104,10 @@ def test_search_gives_both_the_same_points():
     points = {}
     for method in SEARCHED:
         runs = search_start(method, device='cpu')
-        points[method] = {(r.dataset, r.train['lr'], r.config['scale'], r.config['init'],
-                           r.config['scale_unit']) for r in runs}
+        points[method] = {(r.dataset, r.train['lr'], r.config['scale']) for r in runs}
         assert len(points[method]) == len(runs)
     assert points['adapter'] == points['dra']
+    assert len(OPTIONS['adapter']) == len(OPTIONS['dra'])
 
 
 # ---------------------------------------------------------------- sources rank as they say
