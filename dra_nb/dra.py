@@ -91,7 +91,7 @@ class DRAConfig(AdapterConfig):
     def recommended(cls):
         "Settings for glyph-clip, chosen on its inner split; W_t and W_c do not learn."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
-                   outer_relu=False, scale=.3, noise='log-gumbel', temperature=.1)
+                   outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 
 # %% ../nbs/07_dra.ipynb #981c90c4
 def adaptation_mask(

@@ -8,9 +8,10 @@ from torch.testing import assert_close
 
 from conftest import tiny_clip
 from dra_nb.attach import attached, set_step
+from dra_nb.bench import search
 from dra_nb.bench.importance import (CENTRE, COMPARISONS, VARIANTS, control_runs, first_batch,
                                      foreground_auc)
-from dra_nb.bench.search import OPTIONS, SEARCHED, search_start
+from dra_nb.bench.search import SEARCHED, search_start
 from dra_nb.clip import real_tokens
 from dra_nb.data import base_new, few_shot, load_dataset
 from dra_nb.data.images import TrainingImages
@@ -107,7 +108,7 @@ def test_search_gives_both_the_same_points():
         points[method] = {(r.dataset, r.train['lr'], r.config['scale']) for r in runs}
         assert len(points[method]) == len(runs)
     assert points['adapter'] == points['dra']
-    assert len(OPTIONS['adapter']) == len(OPTIONS['dra'])
+    assert len(search.OPTIONS['adapter']) == len(search.OPTIONS['dra'])
 
 
 # ---------------------------------------------------------------- sources rank as they say

@@ -27,7 +27,8 @@ FIXTURES = Path(__file__).parent/'fixtures'
 BEFORE = load_file(FIXTURES/'before.safetensors')
 ZERO_SHOT = json.loads((FIXTURES/'zero_shot.json').read_text())
 WIDTH, RANK, BATCH, TOKENS = 24, 8, 3, 9
-OURS, PAPER = DRAConfig.recommended(), DRAConfig.paper()
+OURS = replace(DRAConfig.recommended(), scale=.3)       # as it was when the file was made
+PAPER = DRAConfig.paper()
 VARIANTS = dict(
     adapter_recommended=AdapterConfig.recommended(), adapter_paper=AdapterConfig.paper(),
     dra_recommended=OURS, dra_paper=PAPER,

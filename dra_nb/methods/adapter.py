@@ -41,7 +41,7 @@ class PlainAdapter(Method):
         config = cls.preset(preset, clip)
         changes = {}
         if preset == 'recommended':
-            changes['lr'] = .015
+            changes['lr'] = .005
         if protocol == 'cross':
             changes['epochs'] = 1
             config = replace(config, start=7)
