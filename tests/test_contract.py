@@ -27,6 +27,7 @@ TRAINED = {
     'dra': (.5, ('W_t', 'W_c')),          # a hard order passes no gradient to the scores
     'dra-paper': (1., ('W_t', 'W_c')),
     'dra-control': (.5, ('W_t', 'W_c')),
+    'dra-plus': (.5, ('W_t', 'W_c')),
     'coop': (.05, ()),
     'maple': (.05, ()),
     'mma': (.5, ()),
@@ -49,7 +50,7 @@ ALL = ['zero-shot', *LEARNING]
 
 # trained numbers on ViT-B/16, as the papers or their code have them
 PUBLISHED = {'zero-shot': 0, 'adapter': 666_112, 'dra': 716_800,
-             'dra-control': 716_800, 'coop': 2_048,
+             'dra-control': 716_800, 'dra-plus': 699_904, 'coop': 2_048,
              'maple': 3_555_072, 'mma': 674_560, 'kgcoop': 2_048, 'cocoop': 35_360,
              'tcp': 331_904,
              'lfa': 262_144, 'metaprompt': 30_720, 'proda': 262_144, 'promptsrc': 46_080,

@@ -25,7 +25,7 @@ ROOMS = [
     'methods.maple methods.mma methods.kgcoop methods.cocoop methods.tcp '
     'methods.lfa methods.metaprompt methods.proda '
     'methods.promptsrc methods.clip_lora methods.clip_adapter '
-    'methods.tip_adapter methods.control',
+    'methods.tip_adapter methods.control methods.dra_plus',
     'methods',
     'training',
     'evaluation',

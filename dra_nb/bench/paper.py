@@ -153,6 +153,7 @@ _ADAPTER = Line('adapter', 'adapter-own', paper='baseline', against=_OWN)
 _FROZEN = Line('zero-shot', 'zero-shot', against=_OWN)       # where the paper has no such row
 _PRESETS = tuple(Line(name, name, paper='dra', against=_OWN)
                  for name in ('dra-likely', 'dra-recommended'))
+_PLUS = Line('dra-plus', 'dra-plus', against=_OWN)
 _LITERAL = Line('dra-paper', 'dra-paper', paper='dra', below=True)
 
 def _some(*names):
@@ -191,14 +192,15 @@ def _varied(name, setting, values, chosen):
                       '' if v == chosen else f'{name} = {chosen}') for v in values)
 
 _ROWS = (
-    PaperTable('table1', 'Base to new', (*_FIELD, *_PRESETS, _ADAPTER, *_KIN, _LITERAL),
+    PaperTable('table1', 'Base to new', (*_FIELD, *_PRESETS, _PLUS, _ADAPTER, *_KIN, _LITERAL),
                tuned=True),
     PaperTable('table2', 'Across data sets',
-               (_FROZEN, *_some('coop', 'cocoop', 'maple', 'tcp', 'mma'), *_PRESETS, _ADAPTER),
+               (_FROZEN, *_some('coop', 'cocoop', 'maple', 'tcp', 'mma'), *_PRESETS, _PLUS,
+                _ADAPTER),
                'cross', 'other sets', tuned=True),
     PaperTable('table3', 'Across shifts',
                (*_some('zero-shot', 'coop', 'cocoop', 'kgcoop', 'maple', 'tcp', 'mma'), *_PRESETS,
-                _ADAPTER),
+                _PLUS, _ADAPTER),
                'cross', 'shifts', tuned=True),
     PaperTable('table4', 'Parts of DRA', (*_parts('own', ''), *_parts('likely', 'likely, ')),
                each_set=False),

@@ -2,6 +2,6 @@
 from . import base, zero_shot, adapter, dra, coop
 from . import maple, mma, kgcoop, cocoop, tcp
 from . import lfa, metaprompt, proda, promptsrc, clip_lora, clip_adapter, tip_adapter
-from . import control
+from . import control, dra_plus
 from .base import (METHODS, Method, as_method, build_method, find_method, load_method, method_names,
                    save_method, saved_facts)

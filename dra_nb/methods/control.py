@@ -123,6 +123,8 @@ class ControlledDRA(DRA):
         self.unit = None             # size of the frozen module's output, (B,N,1)
         if config.middle == 'identity':
             nn.init.eye_(self.W_p.weight)
+        if config.middle == 'none':
+            self.W_p = None
 
     def __getstate__(self):
         return {**super().__getstate__(), 'importance': None, 'unit': None}
