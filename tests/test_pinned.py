@@ -12,15 +12,15 @@ from dra_nb.evaluation import base_to_new
 from dra_nb.methods import build_method
 from dra_nb.weights import weights_digest
 
-# made by: dra-nb bench --methods dra --datasets vehicles --seeds 1
+# made by: dra-nb bench --methods dra-recommended --datasets vehicles --seeds 1
 STORED = Path(__file__).parent/'fixtures'/'pinned'
 
 
 def test_vehicles():
     record, = read_results(STORED)
-    assert (record.method, record.dataset, record.seed) == ('dra', 'vehicles', 1)
+    assert (record.method, record.dataset, record.seed) == ('dra-recommended', 'vehicles', 1)
     assert record.run['weights'] == weights_digest('glyph-clip'), 'other weights: make the run anew'
-    method = build_method('dra', load_clip('glyph-clip', device='cpu'), seed=1)
+    method = build_method('dra-recommended', load_clip('glyph-clip', device='cpu'), seed=1)
     found = base_to_new(method, load_dataset('vehicles'), seed=1)
     for part in ('base', 'new'):
         difference = found['metrics'][part]-record.metrics[part]
