@@ -249,7 +249,7 @@ METHOD_STYLES = {                   # method → colour, marker
     'dra-recommended': ('#c2388a', 'D'),
     'dra-paper': ('#946b2d', 'v'),
     'dra-control': ('#1a9850', '^'),
-    'dra-plus': ('#7a3fb0', '^'),
+    'dra-plus': ('#9a55e0', '^'),
     'coop': ('#4f9a1e', '<'),
     'cocoop': ('#7d8415', '>'),
     'kgcoop': ('#3b9478', 'p'),
