@@ -25,7 +25,7 @@ def group_sizes(n:int,       # number of tokens
             raise ValueError(f'{name}: got {given!r}, allowed whole numbers from 1')
     return [n//k + (i < n%k) for i in range(k)]
 
-# %% ../nbs/06_masking.ipynb #08f76e45
+# %% ../nbs/06_masking.ipynb #e91e7827
 def kept_channels(ratios,      # share of channels each group keeps, numbers in (0,1]
                   r:int,       # number of channels
                  )->list[int]: # floor(e*r) for each ratio, in exact arithmetic
@@ -34,7 +34,6 @@ def kept_channels(ratios,      # share of channels each group keeps, numbers in 
         raise ValueError(f'r: got {r!r}, allowed whole numbers from 1')
     return [math.floor(e*r) for e in _exact(ratios)]
 
-# %% ../nbs/06_masking.ipynb #416f3f84
 def _exact(ratios):
     "The ratios as fractions, made of the decimals they are printed as."
     def in_range(e):
