@@ -98,7 +98,7 @@ def project_image(
     pooled, _ = v._pool(x)
     return pooled if v.proj is None else pooled @ v.proj
 
-# %% ../nbs/01_clip.ipynb #03b063de
+# %% ../nbs/01_clip.ipynb #3771ef5c
 def image_features(
     model:nn.Module,  # an open_clip CLIP
     images:Tensor     # (B,3,S,S) normalised
@@ -106,7 +106,7 @@ def image_features(
     "Equations 1 to 3 in one call."
     return project_image(model, run_blocks(image_tower(model).blocks, embed_image(model, images)))
 
-# %% ../nbs/01_clip.ipynb #ca281adf
+# %% ../nbs/01_clip.ipynb #8241d41a
 STAR = '*'   # stands for a learned place in a template
 
 def _check_template(template):
@@ -139,7 +139,6 @@ def sentences(
     _check_template(template)
     return [template.replace('{}', name.replace('_', ' ')) for name in _check_names(classnames)]
 
-# %% ../nbs/01_clip.ipynb #aca7d1fe
 def tokenize(
     model:nn.Module,                    # a model of `load_clip` (it carries its tokenizer)
     classnames,                         # C names; underscores count as spaces
@@ -188,7 +187,7 @@ def project_text(
         return x
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-# %% ../nbs/01_clip.ipynb #476f8dcf
+# %% ../nbs/01_clip.ipynb #3f7ff29d
 def text_features(
     model:nn.Module,  # an open_clip CLIP
     tokens:Tensor     # (C,N) int64
