@@ -121,7 +121,8 @@ def _unknown_names(model, classnames):
     values, counts = table.sum(-1).unique(return_counts=True)
     if counts.max() < 2:
         return []
-    from dra_nb.clip import make_prompts, real_tokens
+    from dra_nb.clip import real_tokens
+    from dra_nb.prompts import make_prompts
     tokens = make_prompts(model, classnames, '{}').tokens
     shared = table[tokens].sum(-1) == values[counts.argmax()]
     unknown = (shared & real_tokens(tokens)).any(-1).tolist()

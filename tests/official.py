@@ -26,11 +26,12 @@ import torch
 from torch.nn import functional as F
 
 from dra_nb.attach import attached
-from dra_nb.clip import encode_text, image_features, text_features, tokenize
+from dra_nb.clip import image_features, text_features, tokenize
 from dra_nb.methods import METHODS
 from dra_nb.methods.lfa import start_matrix
 from dra_nb.methods.proda import difference_variance
 from dra_nb.methods.promptsrc import epoch_weights
+from dra_nb.prompts import encode_text
 from dra_nb.recipes import TrainConfig, make_optimizer
 
 # ---- the tiny CLIP ------------------------------------------------------------------------------

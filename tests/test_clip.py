@@ -1,4 +1,4 @@
-"What page 01 cannot show well: odd templates, names and contexts, every kind of model, precisions."
+"What pages 01 and 1a cannot show well: odd templates and contexts, kinds of models, precisions."
 import itertools
 
 import open_clip
@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dra_nb import clip as C
-from dra_nb.clip import (Prompts, cut_padding, embed_image, embed_text, encode_image, encode_text,
-                         fill, image_features, image_tower, make_prompts, overwrite, real_tokens,
-                         run_blocks, text_features, text_tower, tokenize, word_embeddings)
+from dra_nb.clip import (cut_padding, embed_image, embed_text, image_features, image_tower,
+                         real_tokens, run_blocks, text_features, text_tower, tokenize)
+from dra_nb.prompts import (Prompts, encode_image, encode_text, fill, make_prompts, overwrite,
+                            word_embeddings)
 
 VISION = dict(image_size=32, patch_size=8, width=64, layers=3, head_width=32)
 TEXT = dict(context_length=24, width=48, heads=3, layers=4)

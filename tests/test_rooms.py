@@ -13,6 +13,7 @@ NOTEBOOKS = PACKAGE.parent/'nbs'
 ROOMS = [
     'files checks seeds figures',
     'clip',
+    'prompts',
     'weights',
     'attach',
     'adapter scoring sorting channels masking regularizer',

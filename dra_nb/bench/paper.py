@@ -30,11 +30,11 @@ from .speed import Stopwatch, Variant, inference_speed, speed_dataset
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
 from .tables import target_kind, to_table
-from ..clip import make_prompts
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE, save_svg
 from ..methods import find_method, load_method
+from ..prompts import make_prompts
 from ..training import fit
 from ..visualization import show_gallery, text_notes, token_ranks, token_words
 from ..weights import find_device, load_clip

@@ -26,9 +26,10 @@ from .runs import find_dataset, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
 from .tables import to_table
 from ..checks import check_number
-from ..clip import image_tower, make_prompts, text_tower
+from ..clip import image_tower, text_tower
 from ..data.public import PUBLIC_SETS
 from ..methods import find_method
+from ..prompts import make_prompts
 from ..training import fit
 from ..weights import load_clip
 

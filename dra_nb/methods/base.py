@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..attach import attached, detach, extra_loss, freeze, set_step, text_batch, towers
-from ..clip import (class_logits, embed_image, embed_text, image_tower, make_prompts,
-                         project_image, project_text, real_tokens, run_blocks, text_tower)
+from ..clip import (class_logits, embed_image, embed_text, image_tower, project_image,
+                         project_text, real_tokens, run_blocks, text_tower)
 from ..dra import WEIGHTS, config_from
 from ..files import copy_tensors, read_tensors, write_json, write_tensors
+from ..prompts import make_prompts
 from ..recipes import TrainConfig, full_precision, set_fields, tuned_settings
 
 # %% ../../nbs/55_methods.ipynb #58edab89

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..clip import encode_text
 from .base import linear_layer, register
 from .coop import CoOp, CoOpConfig
+from ..prompts import encode_text
 from ..recipes import full_precision
 
 # %% ../../nbs/27_cocoop.ipynb #872a71cf

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..checks import check_choice, check_number
-from ..clip import encode_text, text_tower, word_embeddings
+from ..clip import text_tower
 from .base import Method, register
+from ..prompts import encode_text, word_embeddings
 from ..recipes import LARGE
 
 # %% ../../nbs/23_coop.ipynb #e64bb893

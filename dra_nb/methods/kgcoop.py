@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import encode_text, make_prompts
 from .base import register
 from .coop import CoOp, CoOpConfig
+from ..prompts import encode_text, make_prompts
 from ..recipes import full_precision
 
 # %% ../../nbs/26_kgcoop.ipynb #b7ca0deb

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import class_logits, encode_text, make_prompts
+from ..clip import class_logits
 from ..data.images import normalize
 from .base import Method, register
+from ..prompts import encode_text, make_prompts
 from ..recipes import ensemble_template, full_precision
 from ..seeds import generator_for
 

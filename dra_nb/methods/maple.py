@@ -14,8 +14,8 @@ from torch import nn
 
 from ..attach import towers
 from ..checks import check_number
-from ..clip import encode_image, encode_text, overwrite, word_embeddings
 from .base import Method, linear_layer, register
+from ..prompts import encode_image, encode_text, overwrite, word_embeddings
 
 # %% ../../nbs/24_maple.ipynb #481a3a9b
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import (Prompts, encode_image, encode_text, image_tower, make_prompts, overwrite,
-                         text_tower)
+from ..clip import image_tower, text_tower
 from .base import Method, register
+from ..prompts import Prompts, encode_image, encode_text, make_prompts, overwrite
 from ..recipes import ensemble_template, full_precision
 from ..seeds import generator_for
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import Prompts, encode_text, make_prompts, text_tower
+from ..clip import text_tower
 from .base import Method, register
+from ..prompts import Prompts, encode_text, make_prompts
 from ..recipes import full_precision
 from ..seeds import generator_for
 

@@ -13,9 +13,10 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from ..checks import check_number
-from ..clip import encode_text, fill, text_tower
+from ..clip import text_tower
 from .base import linear_layer, register
 from .kgcoop import KgCoOp, check_sentence
+from ..prompts import encode_text, fill
 
 # %% ../../nbs/28_tcp.ipynb #77c05029
 TCP_GUIDES = dict(
