@@ -102,7 +102,7 @@ def readme(root=ROOT):
         if code and marks.get('echo') != 'false':
             parts.append(f'```python\n{code}\n```')
         if marks.get('output') != 'false':
-            parts += map(output_markdown, shown_outputs(cell))
+            parts += [relink(output_markdown(output)) for output in shown_outputs(cell)]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
