@@ -5,7 +5,7 @@
 Fetches one pinned npm package (its hash is checked), keeps the sets that may be used and fit,
 and writes three files to FOLDER (default ~/.cache/dra_nb/icons): planes.npy, icons.json, sets.json.
 Two builds give the same bytes. What is left out, and why, is told in sets.json
-and in nbs/15_pretraining.ipynb.
+and in nbs/1b_pretraining_loop.ipynb.
 """
 import argparse
 import base64
