@@ -67,6 +67,12 @@ def test_script_gives_the_same_numbers_each_time(tmp_path):
     assert len(losses) == 2 and losses[0] == losses[1]
 
 
+def test_links_lead_to_files():
+    targets = re.findall(r'\]\(([^)#]+)', README.read_text(encoding='utf-8'))
+    files = [target for target in targets if '://' not in target]
+    assert files and [f for f in files if not (README.parent/f).exists()] == []
+
+
 def test_commands_are_understood():
     "From the check of a data set to the table, with OpenAI's ViT-B/16; and all jobs are named."
     parser = build_parser()
