@@ -230,8 +230,9 @@ def test_lab_opens_a_page(tmp_path, words, page, rest):
 def test_ci_runs_what_readme_says():
     "Two commands for a newcomer; CI ends with the second."
     readme = (ROOT/'README.md').read_text(encoding='utf-8')
-    commands = re.findall(r'```bash\n(.*?)\n```', readme, flags=re.S)
-    assert commands[:2] == ['python3 scripts/run.py demo', 'python3 scripts/run.py test']
+    block = re.search(r'```bash\n(.*?)\n```', readme, flags=re.S)
+    commands = block[1].splitlines()
+    assert commands == ['python3 scripts/run.py demo', 'python3 scripts/run.py test']
     last = (ROOT/'.ci/run').read_text().splitlines()[-1]
     assert last.replace(' "$@"', '') == commands[1]
     assert '.ci/run' in (ROOT/'.github/workflows/test.yml').read_text()

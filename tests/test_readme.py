@@ -1,4 +1,4 @@
-"""What README tells people to type, typed."""
+"""What README and the page it sends people to tell them to type, typed."""
 import json
 import re
 import shlex
@@ -17,23 +17,31 @@ from dra_nb.bench.paper import find_table
 from dra_nb.cli import COMMANDS, build_parser, main
 from dra_nb.data import REAL
 from dra_nb.files import read_tensors
+from dra_nb.methods import METHODS
 from miniature import write
 
-README = Path(__file__).parents[1]/'README.md'
+ROOT = Path(__file__).parents[1]
+README = ROOT/'README.md'
+FIRST_STEPS = ROOT/'nbs/1c_first_steps.ipynb'
 MODEL = ['--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai']
 SMALL = dict(fit=['--shots', '2', '--train', 'epochs=1'],
              paper=['--datasets', 'oxford_pets', '--methods', 'zero-shot', '--seeds', '1',
                     '--workers', '1'])
 
 
+def first_steps():
+    "The prose of the page."
+    cells = json.loads(FIRST_STEPS.read_text(encoding='utf-8'))['cells']
+    return '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'markdown')
+
+
 def blocks(language):
-    "What stands between the fences of README."
-    text = README.read_text(encoding='utf-8')
-    return re.findall(rf'```{language}\n(.*?)```', text, re.S)
+    "What stands between the fences of the page."
+    return re.findall(rf'```{language}\n(.*?)```', first_steps(), re.S)
 
 
 def commands():
-    "The words of every line of README that calls the program."
+    "The words of every line of the page that calls the program."
     lines = ''.join(blocks('bash')).replace('\\\n', ' ').splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith('dra-nb ')]
 
@@ -67,6 +75,12 @@ def test_script_gives_the_same_numbers_each_time(tmp_path):
     assert len(losses) == 2 and losses[0] == losses[1]
 
 
+def test_readme_names_the_page_and_all_methods():
+    text = README.read_text(encoding='utf-8')
+    assert FIRST_STEPS.name in text
+    assert [name for name in METHODS if f'`{name}`' not in text] == []
+
+
 def test_links_lead_to_files():
     targets = re.findall(r'\]\(([^)#]+)', README.read_text(encoding='utf-8'))
     files = [target for target in targets if '://' not in target]
@@ -85,7 +99,7 @@ def test_commands_are_understood():
         assert words[i:i+4] == MODEL
     sets, _ = find_table(parsed[-1].table).sets_for(real=True)
     assert len(sets) == 11 and set(sets) < set(REAL)
-    line = next(line for line in README.read_text().splitlines() if line.startswith('| `dra-nb --help`'))
+    line, = re.findall(r'^\| `dra-nb --help`.*', first_steps(), re.M)
     assert set(re.findall(r'`(\w+)`', line)) == set(COMMANDS)
 
 
