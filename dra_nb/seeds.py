@@ -24,7 +24,9 @@ def generator_for(
     purpose:str,   # what the numbers are for
     seed:int,      # of the run
     number=0,      # of the epoch, step or image
-    device='cpu'   # where they are drawn
+    device='cpu'   # where they are drawn; on 'meta' there are no numbers, and any generator will do
 )->torch.Generator:
     "A generator of random numbers for one purpose."
-    return torch.Generator(device).manual_seed(seed_for(purpose, seed, number))
+    kind = torch.device(device)
+    source = torch.Generator('cpu' if kind.type == 'meta' else kind)
+    return source.manual_seed(seed_for(purpose, seed, number))

@@ -93,12 +93,18 @@ def show_ranks(image:Tensor,  # (3,S,S), values in [0,1]
                ranks:Tensor,  # of the patches, (h,h)
                ax,            # axis to draw on
                most=None,     # rank with the lightest colour; the highest here if None
+               outline=None,  # pixels of the subject, bool (S,S), where they are known
               ):              # the axis
-    "Ranks as colour over an image in grey: light patches keep all channels."
+    "Ranks as colour over an image in grey, or under an outline: light patches keep all channels."
     over = F.interpolate(ranks[None,None].float(), size=image.shape[-2:], mode='nearest-exact')[0,0]
     # in grey, so that colour means rank and nothing else
     ax.imshow(image.mean(0).numpy(), cmap='gray', vmin=0, vmax=1)
-    ax.imshow(over.numpy(), alpha=.6, cmap='viridis', vmin=0, vmax=most or int(ranks.max()))
+    alpha = .6 if outline is None else 1
+    ax.imshow(over.numpy(), alpha=alpha, cmap='viridis', vmin=0, vmax=most or int(ranks.max()))
+    if outline is not None and outline.any() and not outline.all():
+        half = F.avg_pool2d(outline.float()[None], 2)[0]     # smoother, and half as long in a file
+        y, x = [2*torch.arange(n)+.5 for n in half.shape]
+        ax.contour(x, y, half, levels=[.5], colors='black', linewidths=1)
     ax.axis('off')
     return ax
 
@@ -108,8 +114,10 @@ def show_gallery(images:Tensor,   # (n,3,S,S), values in [0,1]
                  axs,             # axes, one row more than maps, n columns
                  titles=(),       # of the images
                  most=None,       # rank with the lightest colour; the highest of all if None
+                 outlines=None,   # pixels of the subjects, bool (n,S,S), where they are known
                 ):                # the axes
     "Images, and under each its ranks, a row for each entry of `maps`."
+    outlines = [None]*len(images) if outlines is None else outlines
     most = most or max(int(m.max()) for m in maps.values())
     for ax,image,title in zip(axs[0], images, [*titles, *['']*len(images)]):
         ax.imshow(image.permute(1, 2, 0).numpy())
@@ -117,8 +125,8 @@ def show_gallery(images:Tensor,   # (n,3,S,S), values in [0,1]
         lines = [textwrap.fill(line, 14) for line in title.splitlines()]
         ax.set_title('\n'.join(lines), fontsize=9)
     for row,(label, ranks) in zip(axs[1:], maps.items()):
-        for ax,image,r in zip(row, images, ranks):
-            show_ranks(image, r, ax, most)
+        for ax,image,r,outline in zip(row, images, ranks, outlines):
+            show_ranks(image, r, ax, most, outline)
         row[0].text(-.12, .5, label, rotation=90, va='center', ha='center',
                     transform=row[0].transAxes, fontsize=9)
     return axs

@@ -62,32 +62,35 @@ class _Kept:
     "A tensor that autograd keeps; it goes when autograd lets it go."
     def __init__(self, tensor):
         self.tensor = tensor
+        self.storage = tensor.untyped_storage()
 
 class KeptBytes:
     "Most bytes that autograd keeps at once, without the weights (their 16-bit copies count)."
     def __init__(self,
         weights  # tensors that do not count
     ):
-        self.weights = {w.untyped_storage().data_ptr() for w in weights}
-        self.holders = Counter()     # address of a storage → how many kept tensors lie in it
+        # tensors of one storage get the same object; on the meta device storages have no address
+        self.weights = [w.untyped_storage() for w in weights]
+        self.known = {id(storage) for storage in self.weights}
+        self.holders = Counter()     # id of a storage → how many kept tensors lie in it
         self.now = self.most = 0     # bytes
 
     def pack(self, tensor):
         "Count the storage of a tensor that is kept, once for all tensors in it."
-        kept, storage = _Kept(tensor), tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address not in self.weights:
-            if not self.holders[address]:
+        kept = _Kept(tensor)
+        name, size = id(kept.storage), kept.storage.nbytes()
+        if name not in self.known:
+            if not self.holders[name]:
                 self.now += size
                 self.most = max(self.most, self.now)
-            self.holders[address] += 1
-            weakref.finalize(kept, self.release, address, size).atexit = False
+            self.holders[name] += 1
+            weakref.finalize(kept, self.release, name, size).atexit = False
         return kept
 
-    def release(self, address, size):
+    def release(self, name, size):
         "A kept tensor is gone."
-        self.holders[address] -= 1
-        if not self.holders[address]:
+        self.holders[name] -= 1
+        if not self.holders[name]:
             self.now -= size
 
 @contextmanager
