@@ -338,6 +338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'dra_nb/bench/statistics.py')},
             'dra_nb.bench.tables': { 'dra_nb.bench.tables._counted': ('tables.html#_counted', 'dra_nb/bench/tables.py'),
                                      'dra_nb.bench.tables._made_with': ('tables.html#_made_with', 'dra_nb/bench/tables.py'),
+                                     'dra_nb.bench.tables._with_threads': ('tables.html#_with_threads', 'dra_nb/bench/tables.py'),
                                      'dra_nb.bench.tables.cross_rows': ('tables.html#cross_rows', 'dra_nb/bench/tables.py'),
                                      'dra_nb.bench.tables.cross_table': ('tables.html#cross_table', 'dra_nb/bench/tables.py'),
                                      'dra_nb.bench.tables.difference_table': ('tables.html#difference_table', 'dra_nb/bench/tables.py'),

@@ -99,7 +99,7 @@ def provenance(
         for name,version in record.versions.items():
             made.setdefault(name, set()).add(version)
     parts = [f'{name} {listed(sorted(found))}' for name,found in made.items()]
-    devices = listed(sorted({r.device for r in records}))
+    devices = listed(sorted({_with_threads(r.device) for r in records}))
     seeds = sorted({r.seed for r in records})
     of_seeds = f'{"seed" if len(seeds) == 1 else "seeds"} {listed(seeds)}'
     counts = [_counted(len(records), 'run'), _counted(len(methods), 'method'),
@@ -108,6 +108,10 @@ def provenance(
             f'with {listed(parts)}.')
     clips = sorted({(r.run['clip'], r.run['weights'], r.run['data']) for r in records}, key=str)
     return ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
+
+def _with_threads(device):
+    "The name of a device for a sentence."
+    return device.replace(' 1 thread(s)', ' 1 thread').replace('thread(s)', 'threads')
 
 def _counted(number, word):
     return f'{number} {word}' if number == 1 else f'{number} {word}s'
