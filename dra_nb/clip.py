@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['STAR', 'Tower', 'image_tower', 'text_tower', 'text_module', 'embed_image', 'run_blocks', 'project_image',
            'image_features', 'sentences', 'tokenize', 'embed_text', 'embed_tokens', 'add_positions', 'project_text',
-           'text_features', 'real_tokens', 'cut_padding', 'class_logits', 'class_probabilities', 'load_clip']
+           'text_features', 'real_tokens', 'cut_padding', 'class_logits', 'class_probabilities', 'full_precision',
+           'load_clip']
 
 # %% ../nbs/01_clip.ipynb #67cc7868
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -145,7 +147,10 @@ def tokenize(
     template:str='a photo of a {}.'     # with one {} for the name
 )->Tensor:                              # (C,N) int64
     "One sentence a class, as the model's own tokenizer has it: what is too long is cut."
-    return model.tokenizer(sentences(classnames, template))
+    tokens = model.tokenizer(sentences(classnames, template))
+    device = text_module(model).token_embedding.weight.device
+    # on the meta device tensors have no numbers, and these are needed to find the ends
+    return tokens if device.type == 'meta' else tokens.to(device)
 
 # %% ../nbs/01_clip.ipynb #2ba708a3
 def embed_text(
@@ -229,6 +234,16 @@ def class_probabilities(
 )->Tensor:                  # (B,C), rows sum to 1
     "Zero-shot classification (Eq. 7)."
     return class_logits(image_features, text_features, logit_scale).softmax(-1)
+
+# %% ../nbs/01_clip.ipynb #b1855398
+def full_precision(
+    device='cpu'  # where the model is
+):                # a context manager
+    "Switch autocast off inside a block that switched it on."
+    kind = torch.device(device).type
+    if not torch.amp.is_autocast_available(kind):       # meta
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 # %% ../nbs/01_clip.ipynb #52e1449f
 def load_clip(

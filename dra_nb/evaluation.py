@@ -17,9 +17,10 @@ from .data.images import TestImages, check_images_exist
 from .files import append_line
 from .methods.base import as_method, check_loaded
 from .recipes import TrainConfig, mixed_precision
-from .training import fit
+from .training import fit, naming_full_memory
 
 # %% ../nbs/13_evaluation.ipynb #ede17816
+@naming_full_memory()
 def predictions(
     model,                       # open_clip model, or a `Method`
     items:list,                  # images

@@ -494,6 +494,12 @@ class WeightAverage:
         "Take in the model's weights after a step."
         torch._foreach_lerp_(self.kept, self.now, max(1-self.decay, 9/(10+step)))
 
+# %% ../nbs/1b_pretraining_loop.ipynb #011378a1
+def _wait_for(device):
+    "Until a GPU has done what it was given; nothing else knows of it."
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+
 # %% ../nbs/1b_pretraining_loop.ipynb #c806fcb6
 class Stopped(KeyboardInterrupt):
     "A run was asked to end; its checkpoint is written."
@@ -565,7 +571,10 @@ class Stage:
                 loss, metrics = losses(batch, self.step)
                 self._update(loss)
                 self.step += 1
-                self.seconds, last = self.clock()-began, self.step == self.steps
+                last = self.step == self.steps
+                if last:
+                    _wait_for(loss.device)           # for the steps that a GPU still has to make
+                self.seconds = self.clock()-began
                 if last or self.step % 20 == 0:
                     self._note(loss, metrics)
                 if last or stop.asked or self.step % self.config.every == 0:
@@ -913,16 +922,19 @@ def steps_in(
 )->int:                      # at least 1
     "Contrastive steps that fit into a time."
     copy, device = deepcopy(model), model.logit_scale.device
+    def now():
+        _wait_for(device)
+        return clock()
     middle = round(pairs.c.steps*(1-pairs.c.decay/2))                 # half way through the decay
     both = optimizers(copy, pairs.c)
     for timed in range(4):
         if timed == 1:
-            began = clock()                                           # the first step warms up
+            began = now()                                             # the first step warms up
         step = middle if timed == 3 else 0
         pair_loss(copy, pairs[step], device)[0].backward()
         for optimizer in both:
             optimizer.step()
-    return max(1, int(60*minutes*3/(clock()-began)))
+    return max(1, int(60*minutes*3/(now()-began)))
 
 # %% ../nbs/1b_pretraining_loop.ipynb #84ae870c
 def _rounded(record):
@@ -963,7 +975,7 @@ def flops_of_step(
 
 def _hardware(device):
     if torch.device(device).type == 'cuda':
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     return f'{torch.get_num_threads()} CPU threads'
 
 def pretrain(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip import (STAR, Tower, add_positions, cut_padding, embed_image, embed_tokens,
-                         image_tower, project_image, project_text, run_blocks, sentences,
-                         text_module, text_tower)
+                         full_precision, image_tower, project_image, project_text, run_blocks,
+                         sentences, text_module, text_tower)
 
 # %% ../nbs/1a_prompts.ipynb #32f5bec1
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,9 @@ def encode_text(
         tokens = tokens[..., h:]
     else:
         x = run_blocks(tower.blocks, x.flatten(0, -3), tower.mask, before)
-    return project_text(model, x, tokens.flatten(0, -2)).unflatten(0, lead)
+    with full_precision(x.device):
+        x = x.to(text_module(model).token_embedding.weight.dtype)
+        return project_text(model, x, tokens.flatten(0, -2)).unflatten(0, lead)
 
 def _is_shared(context):
     "Is there a context, and is it the same for all classes?"
@@ -230,6 +232,9 @@ def encode_image(
     before=None          # before(i, x) gives what enters block i; the extra tokens are the last
 )->Tensor:               # (B,D), not normalised
     "Features of images (Eqs. 1 to 3), with extra tokens and a say in what enters a block."
-    tower = image_tower(model)
-    x = run_blocks(tower.blocks, embed_image(model, images, extra), before=before)
-    return project_image(model, x)
+    blocks = image_tower(model).blocks
+    with full_precision(images.device):
+        x = embed_image(model, images, extra)
+    x = run_blocks(blocks, x, before=before)
+    with full_precision(images.device):
+        return project_image(model, x.to(model.visual.conv1.weight.dtype))

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'IMAGENET_SENTENCES', 'WITH_ENSEMBLE', 'TrainConfig', 'learning_rate', 'make_optimizer', 'resolve_amp',
-           'mixed_precision', 'full_precision', 'set_fields', 'read_changes', 'split_names', 'tuned_settings',
-           'ensemble_template']
+           'mixed_precision', 'set_fields', 'read_changes', 'split_names', 'tuned_settings', 'ensemble_template']
 
 # %% ../nbs/54_recipes.ipynb #13b80ae3
 import difflib
@@ -130,15 +129,6 @@ def mixed_precision(
     "bf16 autocast, or nothing."
     on = resolve_amp(amp, device) == 'bf16'
     return torch.autocast(torch.device(device).type, torch.bfloat16) if on else nullcontext()
-
-def full_precision(
-    device='cpu'  # where the model is
-):                # a context manager
-    "Switch autocast off inside a block that switched it on."
-    kind = torch.device(device).type
-    if not torch.amp.is_autocast_available(kind):       # meta
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 # %% ../nbs/54_recipes.ipynb #7be75bf0
 def _read_word(name, word, default):

@@ -11,19 +11,20 @@ import io
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from fastprogress import fastprogress
 
-from .attach import attached, set_step
+from .attach import attached
 from .checks import check_number
 from .data.images import TrainingImages, check_images_exist, normalize
 from .data.items import Dataset
 from .files import json_digest, write_atomically
 from .methods.base import Method, as_method, check_loaded
-from .recipes import TrainConfig, learning_rate, make_optimizer, mixed_precision
+from .recipes import (TrainConfig, learning_rate, make_optimizer, mixed_precision,
+                            resolve_amp)
 from .seeds import generator_for
 
 # %% ../nbs/12_training.ipynb #6f15c545
@@ -211,8 +212,11 @@ class Trainer:
         own = [asdict(part.config) for part in (method, *carried) if part.config is not None]
         items = [[o.path, o.label, _file_facts(o.path)] for o in self.dataset.train]
         shapes = {n: list(p.shape) for n,p in self.trained.items()}
-        facts = [method.name, own, asdict(self.config), self.seed, items, self.dataset.classnames,
-                 self.dataset.template, shapes, _fingerprint(method.model)]
+        # a run that changed its device or precision would not be the same to the bit
+        amp = resolve_amp(self.config.amp, self.device)
+        recipe = asdict(replace(self.config, amp=amp))
+        facts = [method.name, own, recipe, self.device.type, self.seed, items,
+                 self.dataset.classnames, self.dataset.template, shapes, _fingerprint(method.model)]
         return json_digest(facts, 64)
 
     def save(self):
@@ -232,7 +236,7 @@ class Trainer:
         "Continue where the checkpoint was written."
         path = self.checkpoint
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as e:
             raise ValueError(f'checkpoint: {path} cannot be read ({type(e).__name__})') from None
         _check_state(state, path, self)
@@ -356,4 +360,4 @@ def fit(
         method.eval()
         method.start = method.text_chunk = None
         method.truncate_text = 'exact'
-        set_step(method.model, None)
+        method.draw()

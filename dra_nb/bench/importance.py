@@ -179,4 +179,4 @@ def first_batch(
             method.logits(images)
     finally:
         method.remove()
-    return images, patch_shares(masks, model.visual.grid_size[0]), notes
+    return images, patch_shares(masks, model.visual.grid_size[0]).to(images.device), notes

@@ -27,14 +27,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..attach import set_step
 from .results import device_name, versions
 from .tables import to_table
 from ..data import Dataset, load_dataset, normalize
 from ..files import write_json
 from ..methods import METHODS, build_method, find_method
 from ..recipes import make_optimizer, mixed_precision, set_fields
-from ..training import Callback, fit
+from ..training import Callback, fit, naming_full_memory
 from ..weights import load_clip
 
 # %% ../../nbs/69_speed.ipynb #34c633e0
@@ -119,7 +118,7 @@ def step_cost(
     method.truncate_text, method.text_chunk = truncate_text, chunk
 
     def loss():
-        set_step(method.model, (1, 0))
+        method.draw((1, 0))
         with mixed_precision(amp, method.device):
             return sum(method.losses(x, labels).values())
 
@@ -136,7 +135,7 @@ def step_cost(
         tokens = method.prompts.tokens.shape[-1] if method.prompts is not None else None
     finally:
         method.truncate_text, method.text_chunk = 'exact', None
-        set_step(method.model, None)
+        method.draw()
         method.eval()
     return dict(flops=flops, saved_bytes=kept.most, text_tokens=tokens)
 
@@ -361,6 +360,7 @@ def inference_speed(
     return [_row('inference', v, times, size, flops[v.name], rate) for v in variants]
 
 # %% ../../nbs/69_speed.ipynb #962bc794
+@naming_full_memory()
 def speed(
     model='glyph-clip',   # a CLIP; random weights will do
     pretrained=None,      # its weights, see `load_clip`
@@ -372,7 +372,8 @@ def speed(
 )->dict:                  # a record: settings, rows, versions, device
     "Everything that is timed, on one model and one device."
     clips = {v.name: load_clip(model, pretrained, device) for v in TESTED}
-    device = next(clips['DRA'].parameters()).device
+    clip = clips['adapter']
+    device = next(clip.parameters()).device
     if training is None:
         training = (16, 50), (128, 472)
         if device.type == 'cuda':
@@ -380,8 +381,9 @@ def speed(
     rows = []
     for images in inference:
         rows += inference_speed(clips, images, steps=steps, rounds=rounds)
+    clips.clear()                                        # the others' memory is not a step's
     for images, classes in training:
-        rows += training_speed(clips['adapter'], images, classes, steps, rounds)
+        rows += training_speed(clip, images, classes, steps, rounds)
     settings = dict(model=model, pretrained=pretrained, rounds=rounds, steps=steps)
     return dict(settings=settings, rows=rows, versions=versions(), device=device_name(device))
 
@@ -539,6 +541,7 @@ def peak_bytes(
             p.grad = torch.zeros_like(p)
         optimizer.step()                                 # from now on it has its state
         optimizer.zero_grad()
+        method.draw((1, 0))
         sum(method.losses(x, labels).values()).backward()
         optimizer.step()
     method.remove()

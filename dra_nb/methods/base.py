@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..attach import attached, detach, extra_loss, freeze, set_step, text_batch, towers
-from ..clip import (class_logits, embed_image, embed_text, image_tower, project_image,
-                         project_text, real_tokens, run_blocks, text_tower)
+from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
+                         project_image, project_text, real_tokens,
+                         run_blocks, text_tower)
 from ..dra import WEIGHTS, config_from
 from ..files import copy_tensors, read_tensors, write_json, write_tensors
 from ..prompts import make_prompts
-from ..recipes import TrainConfig, full_precision, set_fields, tuned_settings
+from ..recipes import TrainConfig, set_fields, tuned_settings
 
 # %% ../../nbs/55_methods.ipynb #58edab89
 def first_trained(
@@ -220,15 +221,19 @@ class Method(nn.Module):
         modules = [m for m in attached(self.model).values() if m.tower == 'text']
         total, with_terms = len(tokens), {}
         def run(x, tokens, first):
-            with text_batch(self.model, real_tokens(tokens), (first, total)):
-                features = upper(x, tokens)
             terms = []
-            for m in modules:
-                if m.reg is not None:
-                    with_terms[m.name] = m
-                    terms.append(m.reg*len(tokens)/total)
-                    m.reg = None         # or a chunk's graph stays until the next step
-            return features, *terms
+            try:
+                with text_batch(self.model, real_tokens(tokens), (first, total)):
+                    features = upper(x, tokens)
+                for m in modules:
+                    if m.reg is not None:
+                        with_terms[m.name] = m
+                        terms.append(m.reg*len(tokens)/total)
+                return features, *terms
+            finally:
+                # or a chunk's graph stays; `checkpoint` leaves `upper` early when it computes again
+                for m in modules:
+                    m.reg = None
         parts = []
         for first in range(0, total, size):
             rows = slice(first, first+size)
@@ -294,9 +299,13 @@ class Method(nn.Module):
             terms['regularizer'] = extra
         return terms
 
+    def draw(self, when=None):
+        "Draw what a step takes at random; when: (seed, step) of the run, None outside a run."
+        set_step(self.model, when)
+
     def step(self, trainer, images, labels)->dict:
         "One update; the terms of the loss by name."
-        set_step(self.model, (trainer.seed, trainer.step))
+        self.draw((trainer.seed, trainer.step))
         with trainer.precision():
             terms = self.losses(images, labels)
         trainer.update(sum(terms.values()))

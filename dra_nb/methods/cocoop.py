@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .base import linear_layer, register
 from .coop import CoOp, CoOpConfig
 from ..prompts import encode_text
-from ..recipes import full_precision
+from ..clip import full_precision
 
 # %% ../../nbs/27_cocoop.ipynb #872a71cf
 PAIRS = 256    # sentences, images times classes, in the text tower at a time

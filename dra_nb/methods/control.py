@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from ..attach import attach, attached, extra_loss
 from ..channels import channel_scores
 from ..checks import check_choice, check_number
-from ..clip import image_features
+from ..clip import full_precision, image_features
 from ..data.glyphs import foreground_mask, is_glyph, parse_glyph
 from ..dra import DRA, DRAConfig
 from .adapter import PlainAdapter
 from .base import register
 from ..prompts import encode_text
-from ..recipes import full_precision
 from ..seeds import generator_for
 
 # %% ../../nbs/2h_dra_control.ipynb #8b38b1dc

@@ -15,7 +15,7 @@ from ..checks import check_number
 from .base import register
 from .coop import CoOp, CoOpConfig
 from ..prompts import encode_text, make_prompts
-from ..recipes import full_precision
+from ..clip import full_precision
 
 # %% ../../nbs/26_kgcoop.ipynb #b7ca0deb
 GUIDES = dict(

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import class_logits
+from ..clip import class_logits, full_precision
 from ..data.images import normalize
 from .base import Method, register
 from ..prompts import encode_text, make_prompts
-from ..recipes import ensemble_template, full_precision
+from ..recipes import ensemble_template
 from ..seeds import generator_for
 
 # %% ../../nbs/29_lfa.ipynb #8da96f18

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import image_tower, text_tower
+from ..clip import full_precision, image_tower, text_tower
 from .base import Method, register
 from ..prompts import Prompts, encode_image, encode_text, make_prompts, overwrite
-from ..recipes import ensemble_template, full_precision
+from ..recipes import ensemble_template
 from ..seeds import generator_for
 
 # %% ../../nbs/2a_metaprompt.ipynb #ea3a4698
@@ -90,7 +90,8 @@ class MetaPrompt(Method):
         prompts = make_prompts(self.model, classnames, sentence)
         if self.config.underscores == 'kept':
             texts = [sentence.replace('{}', name) for name in classnames]
-            prompts = Prompts(self.model.tokenizer(texts), prompts.slots)
+            tokens = self.model.tokenizer(texts).to(prompts.slots.device)
+            prompts = Prompts(tokens, prompts.slots)
         with full_precision(self.device):
             return encode_text(self.model, self.cut(prompts))
 

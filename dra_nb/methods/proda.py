@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import text_tower
+from ..clip import full_precision, text_tower
 from .base import Method, register
 from ..prompts import Prompts, encode_text, make_prompts
-from ..recipes import full_precision
 from ..seeds import generator_for
 
 # %% ../../nbs/2b_proda.ipynb #bc443502
@@ -156,9 +155,6 @@ class ProDA(Method):
         order = torch.randperm(c.sentences, generator=generator_for('sentences', seed, walk))
         return order[i*c.per_step:(i+1)*c.per_step].to(self.device)
 
-    def step(self, trainer, images, labels):
-        self.chosen = self.choose(trainer.seed, trainer.step)
-        try:
-            return super().step(trainer, images, labels)
-        finally:
-            self.chosen = None
+    def draw(self, when=None):
+        super().draw(when)
+        self.chosen = None if when is None else self.choose(*when)

@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import image_tower, text_tower
+from ..clip import full_precision, image_tower, text_tower
 from .base import Method, register
 from ..prompts import encode_image, encode_text, make_prompts, overwrite, word_embeddings
-from ..recipes import full_precision
 
 # %% ../../nbs/2c_promptsrc.ipynb #bda9062a
 @dataclass(frozen=True)

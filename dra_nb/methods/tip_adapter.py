@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..checks import check_number
 from .base import Method, register
 from .lfa import shot_features
-from ..recipes import full_precision
+from ..clip import full_precision
 
 # %% ../../nbs/2f_tip_adapter.ipynb #15d100a5
 @dataclass(frozen=True)
