@@ -181,6 +181,7 @@ def encode_text(
     lead = x.shape[:-2]                                     # (...,C)
     tokens = prompts.tokens.expand(*lead, -1)
     x = add_positions(model, x)
+    dtype = x.dtype
     if before is None and tower.mask is not None and _is_shared(context):
         h = prompts.n_common
         x = run_together(tower, x[..., 0, :h, :], x[..., h:, :]).flatten(0, -3)
@@ -188,8 +189,7 @@ def encode_text(
     else:
         x = run_blocks(tower.blocks, x.flatten(0, -3), tower.mask, before)
     with full_precision(x.device):
-        x = x.to(text_module(model).token_embedding.weight.dtype)
-        return project_text(model, x, tokens.flatten(0, -2)).unflatten(0, lead)
+        return project_text(model, x.to(dtype), tokens.flatten(0, -2)).unflatten(0, lead)
 
 def _is_shared(context):
     "Is there a context, and is it the same for all classes?"
@@ -234,7 +234,7 @@ def encode_image(
     "Features of images (Eqs. 1 to 3), with extra tokens and a say in what enters a block."
     blocks = image_tower(model).blocks
     with full_precision(images.device):
-        x = embed_image(model, images, extra)
-    x = run_blocks(blocks, x, before=before)
+        start = embed_image(model, images, extra)
+    x = run_blocks(blocks, start, before=before)
     with full_precision(images.device):
-        return project_image(model, x.to(model.visual.conv1.weight.dtype))
+        return project_image(model, x.to(start.dtype))
