@@ -464,16 +464,16 @@ def _names_in_file(path):
 # %% ../nbs/14_cli.ipynb #85bed0a9
 def _image_files(words):
     "Image files, and those below folders."
-    from dra_nb.data.items import is_image_name
+    from dra_nb.data.folders import images_below
     paths = []
     for word in words:
         if not os.path.isdir(word):
             paths.append(word)
             continue
-        found = [p for p in sorted(Path(word).rglob('*')) if is_image_name(p) and p.is_file()]
+        found = images_below(word)
         if not found:
             raise ValueError(f'images: the folder {word} holds no images')
-        paths += map(str, found)
+        paths += found
     return paths
 
 # %% ../nbs/14_cli.ipynb #8cb4225e
@@ -775,17 +775,26 @@ def _make_paper(args, plan):
                            args.ray)
 
 # %% ../nbs/14_cli.ipynb #1b57bb3e
+def _read_efficiency(line):
+    "A record of Table 6; None if the line was not written whole."
+    from dra_nb.files import parse_json
+    try:
+        record = parse_json(line, 'efficiency.jsonl')
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and {'model', 'pretrained', 'rows'} <= record.keys()
+    return record if whole else None
+
 def _efficiency(args, plan):
     "What Table 6 measures: the last time if `--done`, and now otherwise."
     from dra_nb.bench.paper import efficiency
     from dra_nb.evaluation import append_result
-    from dra_nb.files import parse_json
     path = Path(args.out)/'efficiency.jsonl'
     if args.done:
         lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        measured = [parse_json(line, path) for line in lines]
         wanted = args.model, args.pretrained
-        own = [m for m in measured if (m['model'], m['pretrained']) == wanted]
+        own = [m for m in map(_read_efficiency, lines)
+               if m is not None and (m['model'], m['pretrained']) == wanted]
         if not own:
             raise ValueError(f'done: got no times of {args.model} in {path}; without --done they '
                              'are measured')
@@ -810,15 +819,21 @@ def _paper(args):
                                     table_rows)
     from dra_nb.bench.plan import jobs_of_plan, jobs_of_public, plan_text
     from dra_nb.files import write_atomically
+    def show(text):
+        print(text)
+        if args.save:
+            with write_atomically(Path(args.save)) as tmp:
+                tmp.write_text(text+'\n', encoding='utf-8')
+
     _check_paper(args)
     wanted = args.table, args.methods, args.datasets, args.seeds, args.model
     if not args.here:
-        print(plan_text(jobs_of_public(*wanted), args.tflops, args.share, args.format))
+        show(plan_text(jobs_of_public(*wanted), args.tflops, args.share, args.format))
         return
     _check_model(args)
     plan = plan_table(*wanted, args.pretrained, args.root, args.device)
     if args.plan:
-        print(plan_text(jobs_of_plan(plan, args.out), args.tflops, args.share, args.format))
+        show(plan_text(jobs_of_plan(plan, args.out), args.tflops, args.share, args.format))
         return
     weights = Path(args.out)/'weights'
     if args.table == 'fig4' and args.done and not (weights/plan.runs[0].key).exists():
@@ -834,12 +849,12 @@ def _paper(args):
     rows = table_rows(plan, plan.labelled(records))
     if args.table == 'fig3' and rows:
         figure = draw_figure3(rows)
-    print(text)
+    if args.table.startswith('fig'):
+        print(text)
+    else:
+        show(text)
     if figure is not None:
         _say(f'figure in {save_svg(figure, args.save or f"{args.table}.svg")}')
-    elif args.save:
-        with write_atomically(Path(args.save)) as tmp:
-            tmp.write_text(text+'\n', encoding='utf-8')
     if args.format != 'csv':
         print(f'\n{len(records)} of {len(plan.runs)} runs in {args.out}')
 
@@ -1090,9 +1105,15 @@ COMMANDS['pretrain'] = Command('pre-train glyph-clip', 'dra-nb pretrain --device
                                _pretrain_arguments, _pretrain)
 
 # %% ../nbs/14_cli.ipynb #ab4143c8
+class _Parser(argparse.ArgumentParser):
+    "Says in one line what is wrong with the words, and where the list is."
+    def error(self, message):
+        _say(f'{message}; {self.prog} --help has the list')
+        sys.exit(2)
+
 def build_parser()->argparse.ArgumentParser:
     "The parser of `dra-nb`."
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='dra-nb', epilog='example: dra-nb demo',
         description='Dynamic Rank Adaptation of CLIP: fine-tune, evaluate, compare.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
@@ -1115,6 +1136,9 @@ def main(
     argv=None  # words of the command line; those of the process if None
 )->int:        # exit code
     "Run `dra-nb`."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):              # names that the terminal cannot show
+            stream.reconfigure(errors='backslashreplace')
     args = build_parser().parse_args(argv)
     try:
         _check_words(args)

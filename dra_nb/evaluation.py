@@ -12,6 +12,7 @@ import time
 import torch
 from torch import Tensor
 
+from .checks import check_number
 from .data import base_new, few_shot_split, normalize
 from .data.images import TestImages, check_images_exist
 from .files import append_line
@@ -32,6 +33,7 @@ def predictions(
     probabilities=False          # give those instead of labels?
 )->Tensor:                       # labels (n,), or probabilities (n,C)
     "The most probable class of every image; the model is left as it was."
+    check_number('batch_size', batch_size, least=1, whole=True)
     check_images_exist(items)
     if not items:
         raise ValueError('items: got an empty list, at least one image is needed')
@@ -86,7 +88,10 @@ def train_and_test(
 )->dict:                     # metrics, history, counts, seconds
     "What a method makes of its shots."
     check_images_exist(source.train, source.name)
-    for test in tests.values():
+    for name,test in tests.items():
+        if not test.test:
+            raise ValueError(f'dataset: {test.name} has no test images for {name!r}, at least one '
+                             'is needed')
         check_images_exist(test.test, test.name)
     train = train or method.own_recipe(dataset=source.name)
     started = time.perf_counter()

@@ -304,6 +304,11 @@ def _check_state(state, path, trainer):
 # %% ../nbs/12_training.ipynb #092c69df
 def _check_fit(method, dataset, config, text_chunk, every):
     "Refuse what cannot be trained, before anything is changed."
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f'dataset: got {type(dataset).__name__}, allowed is a `Dataset`, such as '
+                         'load_dataset gives')
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f'config: got {type(config).__name__}, allowed is a `TrainConfig`')
     if not dataset.train:
         raise ValueError('dataset: the training list is empty')
     if config.epochs and type(method).fit is Method.fit and not method.trained():
@@ -333,7 +338,8 @@ def fit(
 )->list:              # mean loss, accuracy, … of each epoch
     "Train what is trainable on the shots."
     method = as_method(model)
-    config = config or method.own_recipe(dataset=dataset.name)
+    if config is None:
+        config = method.own_recipe(dataset=getattr(dataset, 'name', ''))
     _check_fit(method, dataset, config, text_chunk, every)
     check_images_exist(dataset.train)
     if not config.epochs:

@@ -117,7 +117,21 @@ def test_help_does_not_import_torch(tmp_path):
 def test_unknown_command_and_option_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as e:
         main(words)
-    assert e.value.code == 2 and 'usage: dra-nb' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and said.count('\n') == 1
+    assert said.startswith('dra-nb: ') and '--help has the list' in said
+
+
+@pytest.mark.parametrize('words', ['paper fig3 --done --out none --save {}',
+                                   'paper table1 --plan --methods lfa --seeds 1 --save {}'])
+def test_what_save_writes(words, tmp_path, monkeypatch, capsys):
+    "A figure that cannot be drawn leaves the file alone; a plan is written as it is printed."
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path/'file'
+    file.write_text('precious')
+    assert main(words.format(file).split()) == 0
+    said = capsys.readouterr().out
+    assert file.read_text() == ('precious' if 'fig3' in words else said)
 
 
 # Settings

@@ -14,6 +14,7 @@ from torchvision import transforms
 from dra_nb.data import (
     Dataset, Item, base_new, few_shot_split, load_csv, load_dataset, load_folder, load_images,
     open_image, read_split)
+from dra_nb.data.folders import images_below
 from dra_nb.data.glyphs import SETS, SHIFTS
 from dra_nb.data.images import (
     TestImages, TrainingImages, check_images_exist, image_size, missing_images)
@@ -147,7 +148,7 @@ def test_missing_images_are_found_before(photos):
     gone = photos[3]._replace(path=photos[3].path+'.gone')
     items = [*photos, gone, gone, Item('glyphs://food/test/0', 0, 'bread')]
     assert missing_images(items) == [gone.path]
-    with pytest.raises(ValueError, match='1 of 14 are not there.*data check birds') as error:
+    with pytest.raises(ValueError, match='1 of 14 are not there.*data check') as error:
         check_images_exist(items, 'birds')
     assert one_line(error) and gone.path in str(error.value)
     check_images_exist(photos)
@@ -292,3 +293,34 @@ def test_nearly_right_names():
         with pytest.raises(ValueError, match=f'did you mean {meant!r}') as error:
             load_dataset(name)
         assert one_line(error)
+
+
+def test_a_table_names_each_picture_once(tmp_path):
+    rows = ['path,class,split', 'a.png,cat,train', './a.png,dog,test', 'b.png,dog,train']
+    (tmp_path/'own.csv').write_text('\n'.join(rows))
+    with pytest.raises(ValueError, match=r"line 3 names './a.png', as line 2 does"):
+        load_dataset(tmp_path/'own.csv')
+
+
+def test_a_folder_named_like_an_embedded_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'food').mkdir()
+    with pytest.warns(UserWarning, match='food is the embedded set'):
+        assert load_dataset('food').name == 'food'
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    (tmp_path/'far').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path/'far/one.png')
+    (tmp_path/'far/back').symlink_to(tmp_path/'far', target_is_directory=True)
+    (tmp_path/'near').mkdir()
+    (tmp_path/'near/link').symlink_to(tmp_path/'far', target_is_directory=True)
+    (tmp_path/'near/.thumbs').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path/'near/.thumbs/two.png')
+    assert images_below(tmp_path/'near') == [str(tmp_path/'near/link/one.png')]
+
+
+@pytest.mark.parametrize('wrong', [None, 5])
+def test_a_name_is_a_text(wrong):
+    with pytest.raises(ValueError, match=f'name: got {wrong}, allowed'):
+        load_dataset(wrong)

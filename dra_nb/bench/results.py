@@ -132,6 +132,11 @@ def _check(found, path):
         number = isinstance(v, (int, float)) and not isinstance(v, bool)
         if not number or not math.isfinite(v) or not 0 <= v <= 100:
             raise ValueError(f'{path}: metric {k} is {v}, allowed is 0 to 100')
+    by_halves = run['protocol'] in ('base-to-new', 'inner-split')
+    needed = {'base', 'new', 'hm'} if by_halves else set()
+    if not parts['metrics'] or needed - parts['metrics'].keys():
+        raise ValueError(f'{path}: its metrics are {", ".join(parts["metrics"]) or "none"}, '
+                         f'allowed are {", ".join(sorted(needed)) or "those of a run"}')
     record = Record(**parts)
     if found.get('key', record.key) != record.key:
         raise ValueError(f'{path}: its key {found["key"]} is not that of its settings')

@@ -63,11 +63,18 @@ def _upright(im):
     except Exception:                          # damaged EXIF is no reason to refuse the picture
         return im
 
+class _Unsuitable(ValueError):
+    "An image that can be read and is of no use."
+
 def _as_rgb(im):
     "The image in RGB, 8 bits a colour."
+    if im.mode == 'F':
+        raise _Unsuitable('holds floats, allowed are 8 and 16 bits a colour')
     if im.mode.startswith('I'):
-        upper = np.clip(np.asarray(im), 0, 65535).astype('uint16') >> 8
-        im = Image.fromarray(upper.astype('uint8'))
+        values = np.clip(np.asarray(im), 0, 65535).astype('uint16')
+        # a file of 32-bit numbers may hold 8-bit ones
+        shift = 0 if im.mode == 'I' and values.max() < 256 else 8
+        im = Image.fromarray((values >> shift).astype('uint8'))
     return im.convert('RGB')
 
 def _read(path, read):
@@ -78,6 +85,11 @@ def _read(path, read):
     try:
         with Image.open(path) as im:
             return read(im)
+    except _Unsuitable as e:
+        raise ValueError(f'image: {path} {e}') from None
+    except Image.DecompressionBombError:
+        most = 2*Image.MAX_IMAGE_PIXELS
+        raise ValueError(f'image: {path} is larger than {most:,} pixels') from None
     except Exception as e:                     # decoders raise anything
         raise ValueError(f'image: {path} cannot be read as an image ({type(e).__name__})') from None
 
@@ -92,6 +104,8 @@ def image_size(
 )->tuple:     # (height, width), pixels, as `open_image` gives it
     "The size of an image, without decoding it where the file's head tells."
     def read(im):
+        if im.format == 'TIFF':                # whose size some releases of Pillow give upright
+            im = _upright(im)
         width, height = im.size
         try:
             turned = im.getexif().get(0x112, 1) in (5, 6, 7, 8)
@@ -116,8 +130,9 @@ def check_images_exist(
     missing = missing_images(items)
     if missing:
         n = len({o.path for o in items})
-        raise ValueError(f'images: {len(missing)} of {n} are not there, the first is {missing[0]}; '
-                         f'`dra-nb data check {name or "…"}` lists what is missing')
+        of_set = f' ({name})' if name else ''
+        raise ValueError(f'images: {len(missing)} of {n} are not there{of_set}, the first is '
+                         f'{missing[0]}; `dra-nb data check` lists what is missing')
 
 # %% ../../nbs/50_images.ipynb #0f50bc0e
 def _is_before_tensor(step):

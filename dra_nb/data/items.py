@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checks import check_number
 from ..files import parse_json
 
 # %% ../../nbs/11_data.ipynb #e885f55c
@@ -159,8 +160,7 @@ def few_shot(
     fewer=False   # take a class with fewer images whole?
 )->list:          # the drawn items, class by class
     "Draw `shots` items per class, the way the few-shot literature does."
-    if shots < 1:
-        raise ValueError(f'shots: got {shots}, allowed is 1 or more')
+    check_number('shots', shots, least=1, whole=True)
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     groups = {}
     for o in items:

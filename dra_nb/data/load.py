@@ -6,6 +6,8 @@
 __all__ = ['load_dataset']
 
 # %% ../../nbs/53_load.ipynb #3ff82f56
+import os
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -55,6 +57,9 @@ def load_dataset(
     root=None   # folder that holds the public sets; or your own images, then `name` is only a name
 )->Dataset:
     "A data set by name, folder or file."
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f'name: got {name!r}, allowed is the name of a data set, a folder or a '
+                         'CSV file')
     if name in REAL:
         if root is None:
             raise ValueError(f'root: {name} is a public data set, not shipped; '
@@ -63,6 +68,8 @@ def load_dataset(
     if root is not None:
         return _load_own(name, root)
     if name in (*SETS, *SHIFTS):
+        if Path(name).is_dir():
+            warnings.warn(f'name: {name} is the embedded set; the folder of that name is ./{name}')
         return _embedded(name)
     if str(name).lower().endswith('.csv'):
         return load_csv(name)

@@ -415,6 +415,8 @@ def build_method(
     config=None       # settings; those of the recipe for this CLIP if None
 )->Method:
     "A registered method on a CLIP."
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'model: got {model!r}, allowed is a CLIP of load_clip')
     cls, preset = find_method(name)
     if config is None and cls.presets:
         config = cls.preset(preset, getattr(model, 'clip_name', ''))
