@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -413,6 +414,7 @@ def _serve(runs, folder, options, parent, pipe):
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all: the parent decides
     signal.signal(signal.SIGTERM, _exit_on)
     torch.set_num_threads(1)
+    warnings.filterwarnings('ignore', 'name: ')      # of data sets: the parent has said it
 
     def finished(run, record, new):
         if new:
