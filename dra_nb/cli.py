@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -108,6 +109,14 @@ def _load_model(args):
     return load_clip(args.model, args.pretrained, args.device)
 
 # %% ../nbs/14_cli.ipynb #4558c983
+def _check_images(args, place, data, items):
+    "Refuse images that are not there, with the command that lists them."
+    from dra_nb.data.images import check_images_exist
+    words = ['dra-nb', 'data', 'check', str(place)]
+    if args.root is not None:
+        words += ['--root', args.root]
+    check_images_exist(items, data.name, shlex.join(words))
+
 def _warn_of_photographs(args, items):
     "glyph-clip knows drawings only."
     from dra_nb.data.glyphs import is_glyph
@@ -281,7 +290,6 @@ def _check_file(path, name='out'):
 def _fit(args):
     "Train and save."
     from dra_nb.data import load_dataset
-    from dra_nb.data.images import check_images_exist
     from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     if args.show:
         _show_settings(args)
@@ -295,12 +303,14 @@ def _fit(args):
     data = _subset(_draw_shots(data, args.shots, args.seed), args.subset)
     if args.template:
         data = data._replace(template=args.template)
-    check_images_exist(data.train, data.name)
+    _check_images(args, args.dataset, data, data.train)
     _warn_of_photographs(args, data.train)
     model = _load_model(args)
     _warn_of_names(model, data.classnames)
     method = cls(model, config, args.seed)
     template = method.template_for(data)
+    facts = _fit_facts(args, data, template, preset, train)
+    _check_same_run(args.out, method, facts)
     _warn_of_chance(method, data, template)
     steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
@@ -315,11 +325,10 @@ def _fit(args):
             history = fit(method, data, train, args.seed, lines, out/'checkpoint.pt',
                           text_chunk=args.text_chunk)
     except TrainingDiverged as e:
-        method.save(out/'last-good', _fit_facts(args, data, template, preset, train))
+        method.save(out/'last-good', facts)
         raise ValueError(f'{e} in {out/"last-good"}') from None
     seconds = time.perf_counter()-start
-    method.save(out, _fit_facts(args, data, template, preset, train)
-                | dict(history=history, seconds=seconds))
+    method.save(out, facts | dict(history=history, seconds=seconds))
     (out/'checkpoint.pt').unlink(missing_ok=True)
     print(f'training accuracy {history[-1].get("accuracy", 100.):.1f} %, {seconds:.0f} s; '
           f'weights in {out}')
@@ -331,6 +340,24 @@ def _fit_facts(args, data, template, preset, train):
     return dict(preset=preset, train=asdict(train), clip=_clip_facts(args), dataset=data.name,
                 subset=args.subset, shots=args.shots, seed=args.seed, images=len(data.train),
                 classnames=data.classnames, template=template, versions=versions())
+
+def _check_same_run(folder, method, facts):
+    "Refuse a folder that holds the weights of another run; the same one may be made again."
+    from dra_nb.files import read_json
+    path = Path(folder)/'run.json'
+    if not path.exists():
+        return
+    held = read_json(path)
+    config = asdict(method.config) if method.config is not None else None
+    ours = json.loads(json.dumps(dict(facts, method=method.name, config=config)))
+    names = 'method', 'config', 'train', 'dataset', 'subset', 'shots', 'seed', 'template'
+    other = [name for name in names if held.get(name) != ours[name]]
+    clip = held.get('clip') if isinstance(held.get('clip'), dict) else {}
+    if any(clip.get(name) != ours['clip'][name] for name in ('name', 'digest')):
+        other.append('clip')                         # its file may lie elsewhere by now
+    if other:
+        raise ValueError(f'out: {folder} holds weights of another run (other: '
+                         f'{", ".join(other)}), allowed is a new folder')
 
 # %% ../nbs/14_cli.ipynb #37c9b86f
 def _fit_arguments(parser):
@@ -396,7 +423,6 @@ def _evaluate(args):
     "Print the accuracy on the test images."
     from dra_nb.bench.results import versions
     from dra_nb.data import load_dataset
-    from dra_nb.data.images import check_images_exist
     from dra_nb.evaluation import accuracy, append_result
     _check_model(args)
     _check_file(args.out)
@@ -407,7 +433,7 @@ def _evaluate(args):
         template = data.field_template or data.template
     if not data.test:
         raise ValueError(f'dataset: {args.dataset} has no test images')
-    check_images_exist(data.test, data.name)
+    _check_images(args, args.dataset, data, data.test)
     _warn_of_photographs(args, data.test)
     start = time.perf_counter()
     method = _with_weights(args)
@@ -586,14 +612,13 @@ def _check_settings(args, methods, dataset, config, train):
 def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
     from dra_nb.bench.runs import find_dataset, make_runs
-    from dra_nb.data.images import check_images_exist
     from dra_nb.recipes import read_changes
     config, train = read_changes(args.set), read_changes(args.train)
     runs = []
     for place in datasets:
         dataset, _ = find_dataset(place, args.root)
         _check_settings(args, methods, dataset.name, config, train)
-        check_images_exist(dataset.train+dataset.test, dataset.name)
+        _check_images(args, place, dataset, dataset.train+dataset.test)
         _warn_of_photographs(args, dataset.test)
         runs += make_runs(methods, [place], seeds, args.protocol, args.model, args.pretrained,
                           args.root, _shots_of(place, args, shots), args.targets, config, train,
@@ -738,6 +763,9 @@ def _check_paper(args):
         check_number('seeds', seed, least=0, most=2**63-1, whole=True)
     check_number('tflops', args.tflops, above=0)
     check_number('share', args.share, above=0, most=1)
+    if args.plan and args.save and args.table.startswith('fig'):
+        raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '
+                         '--plan alone')
     args.here = args.root is not None or args.model == 'glyph-clip'    # are the data there?
     if not args.here and not args.plan:
         raise ValueError(f"root: not given; {args.model} is run on the paper's data sets, which "
@@ -759,11 +787,10 @@ def _make_paper(args, plan):
     "All records of a plan; makes those that lack."
     from dra_nb.bench.plan import Pace, time_text
     from dra_nb.bench.runs import find_dataset, run_missing
-    from dra_nb.data.images import check_images_exist
     _check_folder(args.out)
     for place in {place for run in plan.runs for place in (run.place, *run.target_places)}:
         dataset, _ = find_dataset(place, args.root)
-        check_images_exist(dataset.train+dataset.test, dataset.name)
+        _check_images(args, place, dataset, dataset.train+dataset.test)
         _warn_of_photographs(args, dataset.test)
     have = {record.key for record in plan.done(args.out)}
     pace = Pace([run for run in plan.runs if run.key not in have])
@@ -775,15 +802,31 @@ def _make_paper(args, plan):
                            args.ray)
 
 # %% ../nbs/14_cli.ipynb #1b57bb3e
-def _read_efficiency(line):
-    "A record of Table 6; None if the line was not written whole."
-    from dra_nb.files import parse_json
-    try:
-        record = parse_json(line, 'efficiency.jsonl')
-    except ValueError:
-        return None
-    whole = isinstance(record, dict) and {'model', 'pretrained', 'rows'} <= record.keys()
-    return record if whole else None
+def _are_times(found):
+    "Is this a whole record of `efficiency`?"
+    if not isinstance(found, dict) or not isinstance(found.get('rows'), dict):
+        return False
+    if not {'model', 'pretrained', 'device'} <= found.keys():
+        return False
+    names = 'parameters', 'epochs', 'train', 'inference'
+    rows = found['rows'].values()
+    return all(isinstance(facts, dict) and isinstance(facts.get(name), (int, float))
+               for facts in rows for name in names)
+
+def _read_efficiency(path):
+    "The records of Table 6 in a file; a line that is none is left out."
+    from dra_nb.files import parse_json, read_text
+    records = []
+    for i,line in enumerate(read_text(path).splitlines() if path.exists() else (), 1):
+        try:
+            found = parse_json(line, path)
+        except ValueError:
+            found = None
+        if _are_times(found):
+            records.append(found)
+        else:
+            _say(f'{path}: line {i} is left out, it holds no times')
+    return records
 
 def _efficiency(args, plan):
     "What Table 6 measures: the last time if `--done`, and now otherwise."
@@ -791,10 +834,8 @@ def _efficiency(args, plan):
     from dra_nb.evaluation import append_result
     path = Path(args.out)/'efficiency.jsonl'
     if args.done:
-        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
         wanted = args.model, args.pretrained
-        own = [m for m in map(_read_efficiency, lines)
-               if m is not None and (m['model'], m['pretrained']) == wanted]
+        own = [m for m in _read_efficiency(path) if (m['model'], m['pretrained']) == wanted]
         if not own:
             raise ValueError(f'done: got no times of {args.model} in {path}; without --done they '
                              'are measured')
@@ -855,6 +896,8 @@ def _paper(args):
         show(text)
     if figure is not None:
         _say(f'figure in {save_svg(figure, args.save or f"{args.table}.svg")}')
+    elif args.table == 'fig3':
+        _say('no figure: no row is whole, so no file was written')
     if args.format != 'csv':
         print(f'\n{len(records)} of {len(plan.runs)} runs in {args.out}')
 
@@ -1110,6 +1153,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         _say(f'{message}; {self.prog} --help has the list')
         sys.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, left = super().parse_known_args(args, namespace)
+        if left:                                     # here the command is known, later it is not
+            self.error(f'unrecognized arguments: {" ".join(left)}')
+        return found, left
 
 def build_parser()->argparse.ArgumentParser:
     "The parser of `dra-nb`."

@@ -237,8 +237,9 @@ class Trainer:
         path = self.checkpoint
         try:
             state = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e:
-            raise ValueError(f'checkpoint: {path} cannot be read ({type(e).__name__})') from None
+        except Exception:                      # whatever a file of another kind makes of pickle
+            raise ValueError(f'checkpoint: {path} cannot be read as one; remove it or choose '
+                             'another folder') from None
         _check_state(state, path, self)
         with torch.no_grad():
             for n,p in self.trained.items():

@@ -353,6 +353,9 @@ def _state_of(path):
     if path.suffix == '.safetensors':
         with safe_open(str(path), 'pt') as f:
             return {key: f.get_tensor(key) for key in f.keys()}
+    with open(path, 'rb') as f:
+        if not f.read(2).startswith((b'PK', b'\x80')):      # an archive, or a pickle of old
+            raise ValueError('it is no safetensors, TorchScript or PyTorch weights file')
     try:
         held = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except RuntimeError:                                    # the format before torch 1.6

@@ -87,6 +87,16 @@ def test_damaged_and_foreign_files_are_named_and_left(world, tmp_path, capsys):
         assert find_record(tmp_path, runs[0].key) is None
 
 
+def test_a_run_without_its_weights_is_made_again(world, tmp_path):
+    runs = make_runs(['zero-shot', 'adapter'], seeds=[1], train=dict(epochs=1), **world)
+    run_missing(runs, tmp_path/'r')
+    made = []
+    for _ in range(2):
+        run_missing(runs, tmp_path/'r', save=tmp_path/'w', show=lambda new, *of: made.append(new))
+    assert [record.method for record in made] == ['adapter']
+    assert (tmp_path/'w'/made[0].key/'weights.safetensors').is_file()
+
+
 def test_keys_follow_what_is_read(world, tmp_path):
     "Two sets of one name with other pictures, other weights, another precision: other runs."
     for place,start in (('a', 0), ('b', 500), ('c', 0)):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dra_nb import __version__
 from dra_nb.cli import COMMANDS, main
-from dra_nb.files import read_tensors
+from dra_nb.files import read_tensors, write_tensors
 from dra_nb.methods import METHODS, method_names
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
@@ -119,7 +119,9 @@ def test_unknown_command_and_option_exit_with_2(words, capsys):
         main(words)
     said = capsys.readouterr().err
     assert e.value.code == 2 and said.count('\n') == 1
-    assert said.startswith('dra-nb: ') and '--help has the list' in said
+    known = words[:1] if words and words[0] in COMMANDS else []
+    known = ' '.join(['dra-nb', *known])
+    assert said.startswith('dra-nb: ') and f'; {known} --help has the list' in said
 
 
 @pytest.mark.parametrize('words', ['paper fig3 --done --out none --save {}',
@@ -477,6 +479,64 @@ def test_done_never_trains(tmp_path, call):
     (tmp_path/'efficiency.jsonl').write_text(json.dumps(times)+'\n')
     code, out, err = call('paper', 'table6', '--done', '--out', tmp_path)
     assert code == 2 and 'done: got no times of glyph-clip' in err and not out
+    with open(tmp_path/'efficiency.jsonl', 'a') as f:
+        f.write('{"model": \n[1]\n{"model": "glyph-clip", "rows": {"DRA": {}}}\n')
+    code, out, err = call('paper', 'table6', '--done', '--out', tmp_path)
+    assert code == 2 and err.count('is left out') == 3 and err.count('\n') == 4
+    (tmp_path/'fig3.svg').write_text('<svg/>')
+    code, out, err = call('paper', 'fig3', '--plan', '--save', tmp_path/'fig3.svg')
+    assert code == 2 and 'save: got' in err and (tmp_path/'fig3.svg').read_text() == '<svg/>'
+
+
+def test_missing_images_come_with_a_line_that_lists_them(tmp_path, tiny, call):
+    lines = [f'{c}/{i}.png,{c},{split}' for c in 'ab' for i, split in enumerate(('train', 'test'))]
+    table = tmp_path/'list of mine.csv'
+    table.write_text('\n'.join(['path,class,split', *lines])+'\n')
+    code, _, err = call('fit', table, '--out', tmp_path/'w', '--pretrained', tiny[0])
+    advice = err.splitlines()[-1].split('`')[1]
+    assert code == 2 and advice == f'dra-nb data check {shlex.quote(str(table))}'
+    code, out, _ = call(*shlex.split(advice)[1:])
+    assert code == 2 and 'is not there: 4 of 4' in out
+
+
+def test_a_name_that_is_no_text_ends_nothing(tmp_path, tiny, call):
+    for name in ('a.png', '\udcff.png'):
+        Image.new('RGB', (20, 20)).save(tmp_path/name)
+    code, out, _ = call('predict', tmp_path, '--classes', 'cat,dog', '--pretrained', tiny[0])
+    assert code == 0 and len(out.splitlines()) == 2 and '\\udcff.png' in out
+
+
+def test_weights_that_are_a_file_or_damaged(tmp_path, trained, tiny, own, call):
+    words = 'evaluate', own, '--pretrained', tiny[0], '--weights'
+    code, _, err = call(*words, trained/'weights.safetensors')
+    assert code == 2 and 'which is a file' in err
+    tensors, facts = read_tensors(trained/'weights.safetensors')
+    facts['dra_nb']['classnames'] = 5
+    write_tensors(tmp_path/'weights.safetensors', tensors, facts)
+    code, _, err = call(*words, tmp_path)
+    assert code == 2 and 'classnames are 5' in err
+
+
+def test_weights_of_another_run_stay(tmp_path, own, tiny, call):
+    "The same run again may write over its own."
+    words = 'fit', own, '--shots', 1, '--train', 'epochs=1', '--out', tmp_path, '--pretrained'
+    assert call(*words, tiny[0])[0] == 0
+    before = (tmp_path/'weights.safetensors').read_bytes()
+    for changes, what in ((('--seed', 2), 'seed'), (('--method', 'adapter'), 'method'),
+                          (('--lr', '.5'), 'train')):
+        code, _, err = call(*words, tiny[0], *changes)
+        assert code == 2 and 'holds weights of another run (other: ' in err and what in err
+    code, _, err = call(*words, tiny[1])
+    assert code == 2 and 'other: clip)' in err
+    assert (tmp_path/'weights.safetensors').read_bytes() == before
+    code, _, err = call(*words, tiny[0])
+    assert code == 0, err
+
+
+def test_text_in_place_of_openai_weights(broken, call):
+    code, _, err = call('evaluate', 'vehicles', '--model', 'ViT-B-32-quickgelu', '--pretrained',
+                        broken/'text.txt')
+    assert code == 2 and 'it is no safetensors, TorchScript or PyTorch weights file' in err
 
 
 # Mistakes

@@ -148,8 +148,8 @@ def test_missing_images_are_found_before(photos):
     gone = photos[3]._replace(path=photos[3].path+'.gone')
     items = [*photos, gone, gone, Item('glyphs://food/test/0', 0, 'bread')]
     assert missing_images(items) == [gone.path]
-    with pytest.raises(ValueError, match='1 of 14 are not there.*data check') as error:
-        check_images_exist(items, 'birds')
+    with pytest.raises(ValueError, match='1 of 14 are not there.*`look` lists') as error:
+        check_images_exist(items, 'birds', 'look')
     assert one_line(error) and gone.path in str(error.value)
     check_images_exist(photos)
 

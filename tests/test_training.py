@@ -150,7 +150,7 @@ def test_checkpoint_of_other_pictures_or_weights_is_refused(tmp_path, own_images
 def test_missing_image_is_found_before_the_first_step(own_images):
     data = few_shot_split(load_folder(own_images), 2, 1)
     os.unlink(data.train[-1].path)
-    with pytest.raises(ValueError, match='data check'):
+    with pytest.raises(ValueError, match='are not there'):
         fit(add(tiny(), PLAIN), data, TrainConfig(epochs=1), bar=False)
 
 

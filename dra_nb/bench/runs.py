@@ -34,6 +34,7 @@ from .protocols import find_protocol
 from .results import (Claim, Record, device_name, find_record, read_results, run_key,
                                   versions, write_record)
 from ..data import REAL, Dataset, glyphs, load_dataset
+from ..dra import WEIGHTS
 from ..evaluation import train_and_test
 from ..methods import find_method
 from ..recipes import TrainConfig, resolve_amp, set_fields
@@ -360,13 +361,21 @@ def _outcome(rules, method, source, tests, run, bar):
     return found
 
 # %% ../../nbs/61_runs.ipynb #2619937a
+def _find_done(run, folder, save):
+    "The record of a run; None if its weights are wanted and not there."
+    record = find_record(folder, run.key)
+    wanted = record is not None and record.trained and save is not None
+    if wanted and not (Path(save)/run.key/WEIGHTS).is_file():
+        return None
+    return record
+
 def _work(runs, folder, patient, finished, **options):
     "Make what a folder lacks and nobody else is at; if `patient`, wait for what others are at."
     waiting = deque(dict.fromkeys(runs))
     while waiting:
         still = deque()
         for run in waiting:
-            record, new = find_record(folder, run.key), False
+            record, new = _find_done(run, folder, options['save']), False
             if record is None:
                 record, new = _claim_and_make(run, folder, options)
             if record is None:
@@ -384,7 +393,7 @@ def _claim_and_make(run, folder, options):
     with Claim(folder, run.key) as claim:
         if not claim:
             return None, False
-        record = find_record(folder, run.key)           # it may have come since the first look
+        record = _find_done(run, folder, options['save'])   # it may have come since the first look
         if record is not None:
             return record, False
         record = make(run, **options)
@@ -571,7 +580,7 @@ def _send_next(task, waiting, under_way, folder, finished, options):
     run = waiting.popleft()
     claim = Claim(folder, run.key)
     mine = claim.take()
-    record = find_record(folder, run.key)
+    record = _find_done(run, folder, options['save'])
     if record is not None:
         claim.release()
         finished(run, record, False)
@@ -603,7 +612,7 @@ def run_missing(
     folder,        # of results
     workers=1,     # processes on this machine
     device=None,   # which device; the runs' kind if None
-    save=None,     # folder for trained weights, one folder a run
+    save=None,     # folder for trained weights, one folder a run; one without them is made again
     show=None,     # called with (record, how many are done, how many in all) for every new one
     ray=None       # address of a Ray cluster, or True for one that is found or started here
 )->list:           # the records of these runs, old and new, in their order
@@ -618,7 +627,7 @@ def run_missing(
             show(record, len(done), len(runs))
 
     for run in runs:
-        record = find_record(folder, run.key)
+        record = _find_done(run, folder, save)
         if record is not None:
             done[run.key] = record
     lacking = [run for run in runs if run.key not in done]

@@ -91,6 +91,9 @@ def _read(path, read):
         most = 2*Image.MAX_IMAGE_PIXELS
         raise ValueError(f'image: {path} is larger than {most:,} pixels') from None
     except Exception as e:                     # decoders raise anything
+        if 'truncated' in str(e):
+            raise ValueError(f'image: {path} cannot be read as an image (its end is missing)'
+                             ) from None
         raise ValueError(f'image: {path} cannot be read as an image ({type(e).__name__})') from None
 
 def open_image(
@@ -124,15 +127,17 @@ def missing_images(
 
 def check_images_exist(
     items:list,   # all that a run will ask for
-    name:str=''   # of the data set, for the message
+    name:str='',  # of the data set, for the message
+    command:str='' # that lists what is missing, for the message
 ):
     "Refuse a run whose images are not all there."
     missing = missing_images(items)
     if missing:
         n = len({o.path for o in items})
         of_set = f' ({name})' if name else ''
+        advice = f'; `{command}` lists what is missing' if command else ''
         raise ValueError(f'images: {len(missing)} of {n} are not there{of_set}, the first is '
-                         f'{missing[0]}; `dra-nb data check` lists what is missing')
+                         f'{missing[0]}{advice}')
 
 # %% ../../nbs/50_images.ipynb #0f50bc0e
 def _is_before_tensor(step):

@@ -464,11 +464,19 @@ def saved_facts(
     folder  # of `save_method`
 )->dict:
     "Settings and facts of saved weights."
+    if Path(folder).is_file():
+        raise ValueError(f'weights: got {str(folder)!r}, which is a file; allowed is a folder that '
+                         'dra-nb fit wrote')
     path = Path(folder)/WEIGHTS
     _, metadata = read_tensors(path)
     facts = metadata.get('dra_nb')
     if not isinstance(facts, dict) or not isinstance(facts.get('method'), str):
         raise ValueError(f'{path}: holds no method, allowed are weights that dra-nb fit wrote')
+    names, template = facts.get('classnames', []), facts.get('template', '')
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path}: classnames are {names!r}, allowed is a list of names')
+    if not isinstance(template, str):
+        raise ValueError(f'{path}: template is {template!r}, allowed is a sentence')
     return facts
 
 def load_method(
