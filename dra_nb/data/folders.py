@@ -47,7 +47,7 @@ def images_below(
             folders[:] = []
             continue
         seen.add(real)
-        folders[:] = [f for f in folders if not _is_aside(f)]
+        folders[:] = sorted(f for f in folders if not _is_aside(f))   # of two links the first
         paths += [os.path.join(where, name) for name in names if is_image_name(name)]
     return sorted(paths)
 
