@@ -441,7 +441,7 @@ def test_verdicts_are_all_there(pages):
     from dra_nb.claims import VERDICTS, read_claims
     table = unescape(re.sub(r'<(?!a |/a)[^>]*>', '', main(pages['does_it_hold.html'])))
     claims = read_claims(ROOT/'nbs/results/claims')
-    assert claims and f'{len(claims)} claims are on file' in table
+    assert claims
     for claim in claims:
         assert claim['verdict'] in VERDICTS and (ROOT/'nbs'/claim['page']).exists(), claim
         assert f'href="{builder().page_name(claim["page"])}' in table, claim
