@@ -103,6 +103,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.paper._parts': ('paper.html#_parts', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper._some': ('paper.html#_some', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper._varied': ('paper.html#_varied', 'dra_nb/bench/paper.py'),
+                                    'dra_nb.bench.paper.beside_printed': ('paper.html#beside_printed', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.best_rows': ('paper.html#best_rows', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.choose_lines': ('paper.html#choose_lines', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.difference_rows': ('paper.html#difference_rows', 'dra_nb/bench/paper.py'),

@@ -181,7 +181,7 @@ def encode_text(
     lead = x.shape[:-2]                                     # (...,C)
     tokens = prompts.tokens.expand(*lead, -1)
     x = add_positions(model, x)
-    dtype = x.dtype
+    dtype = x.dtype                                         # mixed precision may change it
     if before is None and tower.mask is not None and _is_shared(context):
         h = prompts.n_common
         x = run_together(tower, x[..., 0, :h, :], x[..., h:, :]).flatten(0, -3)

@@ -81,12 +81,6 @@ def test_readme_names_the_page_and_all_methods():
     assert [name for name in METHODS if f'`{name}`' not in text] == []
 
 
-def test_links_lead_to_files():
-    targets = re.findall(r'\]\(([^)#]+)', README.read_text(encoding='utf-8'))
-    files = [target for target in targets if '://' not in target]
-    assert files and [f for f in files if not (README.parent/f).exists()] == []
-
-
 def test_commands_are_understood():
     "From the check of a data set to the table, with OpenAI's ViT-B/16; and all jobs are named."
     parser = build_parser()

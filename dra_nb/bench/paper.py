@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
-           'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points', 'in_words',
-           'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table',
-           'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4', 'trained_model',
-           'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
+           'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
+           'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks',
+           'missing_line', 'show_table', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4',
+           'trained_model', 'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
@@ -418,6 +418,16 @@ def in_points(
 )->str:
     "A difference for a sentence, with a printer's minus."
     return f'{with_half(mean, half, "+")} points'.replace('-', '−')
+
+def beside_printed(
+    mean:float,     # of a difference
+    half:float,     # of its interval
+    printed:float   # the same difference in the paper
+)->str:
+    "A difference for a sentence, and whether its interval has the paper's."
+    place = 'inside' if abs(mean-printed) <= half else 'outside'
+    number = f'{printed:+.2f}'.replace('-', '−')
+    return f"{in_points(mean, half)}; the paper's {number} is {place} this interval"
 
 VERBS = {'better': 'is better than', 'worse': 'is worse than', 'equivalent': 'is as good as',
          'not decided': 'shows no clear difference from'}
