@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TRAINED', 'TESTED', 'UNTRAINED', 'counting_flops', 'count_flops', 'KeptBytes', 'counting_saved_bytes', 'step_cost',
            'build_settings', 'wait_for', 'matmul_rate', 'Stopwatch', 'speed_dataset', 'Variant', 'training_speed',
-           'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes', 'peak_bytes',
-           'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table', 'memory_table', 'speed_answer']
+           'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes', 'CardBytes',
+           'peak_bytes', 'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table', 'memory_table',
+           'speed_answer']
 
 # %% ../../nbs/69_speed.ipynb #a39b1e64
 import json
@@ -340,6 +341,8 @@ def inference_speed(
     "Time the classification of a batch by several variants; text features are known."
     data = speed_dataset(classes, images)
     methods = {v.name: v.build(clips[v.name]).eval() for v in variants}
+    for method in methods.values():
+        method.requires_grad_(False)                         # or counting fails in inference mode
     first = next(iter(methods.values()))
     side, device = first.model.image_size, first.device
     x = torch.rand(images, 3, side, side, device=device)
@@ -423,7 +426,7 @@ class StepFlops(Callback):
             self.open.close()
 
 def _work(name, clip, data, images, steps, callback):
-    "A method after some steps, in evaluation mode on the classes; steps may be 0."
+    "A method after some steps, in evaluation mode on the classes, and its precision."
     method = build_method(name, clip)
     kind, preset = find_method(name)
     _, recipe = kind.recipe(dataset=data.name, clip=clip.clip_name, preset=preset)
@@ -432,7 +435,12 @@ def _work(name, clip, data, images, steps, callback):
         fit(method, data, recipe, callbacks=[callback], bar=False)
     method.eval()
     method.set_classes(data.classnames, method.template_for(data))
-    return method
+    return method, recipe.amp
+
+def _test(method, x, amp):
+    "Classify a batch in a precision."
+    with mixed_precision(amp, method.device):
+        method.logits(x)
 
 def _median_and_range(values):
     return [statistics.median(values), min(values), max(values)]
@@ -456,19 +464,19 @@ def method_times(
     step, test = {n: [] for n in names}, {n: [] for n in names}
     for name in names:
         count = StepFlops()
-        method = _work(name, clip, data, images, 2, count)
-        method.logits(x)                                 # text features are known from now on
-        flops[name] = count.flops, count_flops(lambda: method.logits(x))
+        method, amp = _work(name, clip, data, images, 2, count)
+        _test(method, x, amp)                            # text features are known from now on
+        flops[name] = count.flops, count_flops(lambda: _test(method, x, amp))
         method.remove()
     for number in range(rounds):
         for name in _turn(names, number):
             watch = Stopwatch(warm=1)
-            method = _work(name, clip, data, images, 1+steps, watch)
+            method, amp = _work(name, clip, data, images, 1+steps, watch)
             if watch.seconds:
                 step[name].append(statistics.median(watch.seconds))
             with torch.inference_mode():
-                method.logits(x)
-                test[name].append(_seconds(lambda: method.logits(x), device, steps))
+                _test(method, x, amp)
+                test[name].append(_seconds(lambda: _test(method, x, amp), device, steps))
             method.remove()
     rows = []
     for name in names:
@@ -513,52 +521,75 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
+# %% ../../nbs/69_speed.ipynb #8172fd9e
+class CardBytes:
+    "Watches what a GPU's memory gives out, working memory of its kernels included."
+    def __init__(self,
+        device:torch.device  # a GPU
+    ):
+        self.device, self.most = device, 0               # bytes given out at once, at most
+
+    def __enter__(self):
+        wait_for(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *error):
+        wait_for(self.device)
+        self.most = torch.cuda.max_memory_allocated(self.device)
+
 # %% ../../nbs/69_speed.ipynb #55869e32
 def peak_bytes(
     name:str,        # of a method
-    clip:nn.Module,  # on the meta device
+    clip:nn.Module,  # on the meta device, or on a GPU
     images=4,        # B
     classes=1000,    # C
-    chunk=None       # class prompts encoded at a time; all if None
-)->tuple:            # (bytes of the weights, most bytes that live at once)
-    "Memory of one training step."
-    method = build_method(name, clip)
+    chunk=None,      # class prompts encoded at a time; all if None
+    amp='off'        # precision, as in `TrainConfig`
+)->tuple:            # (bytes of the weights, most bytes at once)
+    "Memory of one training step: counted on the meta device, measured on a GPU."
+    method, device = build_method(name, clip), next(clip.parameters()).device
     kind, preset = find_method(name)
     _, recipe = kind.recipe(clip=clip.clip_name, preset=preset)
-    keys = torch.empty(16*classes, clip.visual.output_dim, device='meta')   # of sixteen shots
-    values = torch.empty(16*classes, classes, device='meta')
+    keys = torch.zeros(16*classes, clip.visual.output_dim, device=device)   # of sixteen shots
+    values = torch.zeros(16*classes, classes, device=device)
     method.make_room(dict(keys=keys, values=values))
-    x = torch.empty(images, 3, clip.image_size, clip.image_size, device='meta')
-    labels = torch.zeros(images, dtype=torch.int64, device='meta')
+    x = torch.zeros(images, 3, clip.image_size, clip.image_size, device=device)
+    labels = torch.zeros(images, dtype=torch.int64, device=device)
     method.train()
-    method.set_classes([f'thing {i}' for i in range(classes)], 'a photo of a {}.')
     method.text_chunk = chunk
-    tensors = [*method.parameters(), *method.buffers()]
-    with LiveBytes(tensors) as live:
-        weights = live.now
+    with mixed_precision(amp, device):
+        method.set_classes([f'thing {i}' for i in range(classes)], 'a photo of a {}.')
+    live = LiveBytes([*method.parameters(), *method.buffers()])
+    weights = live.now
+    watch = live if device.type == 'meta' else CardBytes(device)
+    with watch:
         optimizer = make_optimizer(recipe, method.trained().values())
         for p in method.trained().values():
             p.grad = torch.zeros_like(p)
         optimizer.step()                                 # from now on it has its state
         optimizer.zero_grad()
         method.draw((1, 0))
-        sum(method.losses(x, labels).values()).backward()
+        with mixed_precision(amp, device):
+            loss = sum(method.losses(x, labels).values())
+        loss.backward()
         optimizer.step()
     method.remove()
-    return weights, live.most
+    return weights, watch.most
 
 def method_memory(
-    clip:nn.Module,  # on the meta device
+    clip:nn.Module,  # on the meta device, or on a GPU
     images=4,        # B
     classes=1000,    # C
     chunk=100,       # of the last column
+    amp='off',       # precision, as in `TrainConfig`
     methods=None     # names; all that train if None
 )->list:             # rows (dicts)
     "Memory of a training step, prompts whole and in chunks."
     rows = []
     for name in methods or [n for n in METHODS if n not in UNTRAINED]:
-        weights, whole = peak_bytes(name, clip, images, classes)
-        _, chunks = peak_bytes(name, clip, images, classes, chunk)
+        weights, whole = peak_bytes(name, clip, images, classes, amp=amp)
+        _, chunks = peak_bytes(name, clip, images, classes, chunk, amp)
         rows.append(dict(method=name, weights=weights, whole=whole, chunks=chunks))
     return rows
 
@@ -568,28 +599,36 @@ UNTRAINED = ('zero-shot', 'tip-adapter')
 def write_speed(
     folder,                                      # made if missing
     models=('glyph-clip', 'ViT-B-16-quickgelu'), # CLIPs
+    device='cpu',                                # or 'cuda'
+    images=4,                                    # B
+    classes=20,                                  # C
     rounds=5,                                    # of all methods
     steps=2,                                     # timed ones, a round
     methods=None                                 # names; all if None
 ):
     "Time all methods on some CLIPs, write the records."
     for model in models:
-        clip = load_clip(model, device='cpu')
-        rows = method_times(clip, rounds=rounds, steps=steps, methods=methods)
-        settings = dict(model=model, images=4, classes=20, rounds=rounds, steps=steps)
-        record = dict(what='times', settings=settings, rows=rows,
-                      versions=versions(), device=device_name(torch.device('cpu')))
-        write_json(Path(folder)/f'{model}.json', record)
+        clip = load_clip(model, device=device)
+        where = next(clip.parameters()).device
+        rows = method_times(clip, images, classes, rounds, steps, methods)
+        settings = dict(model=model, images=images, classes=classes, rounds=rounds, steps=steps)
+        record = dict(what='times', settings=settings, rows=rows, versions=versions(),
+                      device=device_name(where))
+        write_json(Path(folder)/f'{model}-{where.type}.json', record)
 
 def write_memory(
     folder,                      # made if missing
-    model='ViT-B-16-quickgelu'   # a CLIP
+    model='ViT-B-16-quickgelu',  # a CLIP
+    device='meta',               # where it is counted, or 'cuda', where it is measured
+    amp='off'                    # precision, as in `TrainConfig`
 ):
-    "Count the memory of all methods on a CLIP, write the record."
-    clip = load_clip(model, device='cpu').to('meta')
-    settings = dict(model=model, images=4, classes=1000, chunk=100)
-    record = dict(what='memory', settings=settings, rows=method_memory(clip))
-    write_json(Path(folder)/'memory.json', record)
+    "Memory of all methods on a CLIP as a record."
+    clip = load_clip(model, device='cpu').to(device)
+    settings = dict(model=model, images=4, classes=1000, chunk=100, amp=amp)
+    rows = method_memory(clip, amp=amp)
+    where = 'meta' if device == 'meta' else device_name(torch.device(device))
+    record = dict(what='memory', settings=settings, rows=rows, versions=versions(), device=where)
+    write_json(Path(folder)/f'memory-{device}-{amp}.json', record)
 
 # %% ../../nbs/69_speed.ipynb #a4887cdc
 def read_speed(

@@ -335,23 +335,29 @@ class TrainingImages:
         return _draw_crops(self.crop, self.flip, sizes, _crop_seeds(self.seed, epoch, rows))
 
     def _start(self, epoch, rows):
-        "The crops of a batch, those of files to come."
+        "The crops of a batch, those of the threads to come."
         crops = []
         for row, drawn in zip(rows, self._draw(epoch, rows)):
             if row in self.drawings:
-                crops.append(_crop_and_flip(self.drawings[row], drawn, self.size))
+                work = _crop_and_flip, self.drawings[row], drawn, self.size
             else:
                 path, expected = self.items[row].path, self.sizes[row]
-                crops.append(self.pool.submit(_read_crop, path, drawn, self.size, expected))
+                work = _read_crop, path, drawn, self.size, expected
+            crop, *given = work
+            crops.append(crop(*given) if self._is_quick(row) else self.pool.submit(*work))
         return crops
+
+    def _is_quick(self, row):
+        "Is a crop made sooner than a thread is asked for it? That of a small drawing is."
+        return row in self.drawings and self.size <= glyphs.SIZE
 
     def prefetch(self,
                  epoch:int,  # of the batch that will be asked for next
                  rows        # of that batch
                 ):
-        "Let the threads begin to read a batch of files."
+        "Let the threads begin to crop a batch."
         rows = _row_list(rows)
-        if any(row not in self.drawings for row in rows):
+        if not all(map(self._is_quick, rows)):
             self.ahead = {(epoch, *rows): self._start(epoch, rows)}
 
     def batch(self,
