@@ -61,7 +61,8 @@ def count_flops(
 class _Kept:
     "A tensor that autograd keeps; it goes when autograd lets it go."
     def __init__(self, tensor):
-        self.tensor = tensor
+        # a result that its own operation keeps would hold that operation, and so itself, for ever
+        self.tensor = tensor.detach()
         self.storage = tensor.untyped_storage()
 
 class KeptBytes:
@@ -521,7 +522,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
-# %% ../../nbs/69_speed.ipynb #8172fd9e
+# %% ../../nbs/69_speed.ipynb #f979d7a1
 class CardBytes:
     "Watches what a GPU's memory gives out, working memory of its kernels included."
     def __init__(self,
