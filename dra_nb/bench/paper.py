@@ -24,8 +24,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .protocols import find_protocol
-from .results import by_target, device_name, find_record
-from .runs import find_dataset, grid, make, make_runs
+from .results import by_target, device_name
+from .runs import find_dataset, find_run, grid, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
@@ -254,7 +254,7 @@ class TablePlan:
         folder  # of results
     )->list:    # records
         "What is made already."
-        found = [find_record(folder, run.key) for run in self.runs]
+        found = [find_run(folder, run) for run in self.runs]
         return [record for record in found if record is not None]
 
     def labelled(self,

@@ -21,8 +21,7 @@ import torch
 
 from .paper import TablePlan, choose_lines, find_table, plan_table
 from .protocols import find_protocol
-from .results import find_record
-from .runs import find_dataset, find_target, settings_of
+from .runs import find_dataset, find_run, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
 from .tables import to_table
 from ..checks import check_number
@@ -325,7 +324,7 @@ def jobs_of_plan(
     groups = {}
     for run,work in zip(labels, works_of(list(labels))):
         group = labels[run], run.method, run.dataset, work
-        done = find_record(folder, run.key) is not None
+        done = find_run(folder, run) is not None
         groups.setdefault(group, []).append(done)
     found = []
     for (label, method, dataset, work),done in groups.items():

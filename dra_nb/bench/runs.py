@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'find_target', 'settings_of', 'make_runs', 'grid', 'at_points',
-           'search_table', 'best_point', 'changed_in_all', 'make', 'ending_cleanly', 'run_missing', 'bench']
+           'search_table', 'best_point', 'changed_in_all', 'make', 'find_run', 'ending_cleanly', 'run_missing', 'bench']
 
 # %% ../../nbs/61_runs.ipynb #f6110670
 import ctypes
@@ -361,9 +361,23 @@ def _outcome(rules, method, source, tests, run, bar):
     return found
 
 # %% ../../nbs/61_runs.ipynb #2619937a
+def find_run(
+    folder,   # of results
+    run:Run
+)->Record:    # with the run's own key; None if there is none
+    "The record of a run; in single precision, one from the other kind of device will do."
+    same = [run]
+    if run.precision == 'fp32':
+        same += [replace(run, device=kind) for kind in ('cpu', 'cuda') if kind != run.device]
+    for other in same:
+        record = find_record(folder, other.key)
+        if record is not None:
+            return replace(record, run=run.facts())
+    return None
+
 def _find_done(run, folder, save):
     "The record of a run; None if its weights are wanted and not there."
-    record = find_record(folder, run.key)
+    record = find_run(folder, run)
     wanted = record is not None and record.trained and save is not None
     if wanted and not (Path(save)/run.key/WEIGHTS).is_file():
         return None

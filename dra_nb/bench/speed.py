@@ -522,7 +522,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
-# %% ../../nbs/69_speed.ipynb #f979d7a1
+# %% ../../nbs/69_speed.ipynb #65185970
 class CardBytes:
     "Watches what a GPU's memory gives out, working memory of its kernels included."
     def __init__(self,
@@ -640,35 +640,42 @@ def read_speed(
     times = [r for r in found if r['what'] == 'times']
     return times, [r for r in found if r['what'] == 'memory']
 
-def _cell(row, kind):
-    "A ratio to CoOp with its range, and the FLOPs."
+def _ratio(row, kind):
+    "A ratio to CoOp with its range; '' where nothing is trained."
+    if not row[f'{kind}_ratio']:
+        return ''
     ratio, low, high = row[f'{kind}_ratio']
-    return f"{ratio:.2f} ({low:.2f}–{high:.2f})", f"{row[f'{kind}_flops']/1e9:.1f}"
+    return f'{ratio:.2f} ({low:.2f}–{high:.2f})'
 
 def method_table(
-    record:dict,       # times of a CLIP
+    records:dict,      # heading → times of a CLIP
     format='markdown'  # as for `to_table`
 )->str:
-    "Times as ratios to CoOp's in the same run, with the FLOPs beside them."
+    "Times as ratios to CoOp's in the same run, with the FLOPs of a step beside them."
+    known = {heading: {row['method']: row for row in r['rows']} for heading,r in records.items()}
     lines = []
-    for row in record['rows']:
-        step = _cell(row, 'step') if row['step_ratio'] else ('', '')
-        test = _cell(row, 'test')
-        lines.append({'method': row['method'], 'step, × CoOp (range)': step[0],
-                      'GFLOP a step': step[1], 'test, × CoOp (range)': test[0],
-                      'GFLOP a test': test[1]})
+    for name in next(iter(known.values())):
+        line = {'method': name}
+        for heading,rows in known.items():
+            row, flops = rows[name], rows[name]['step_flops']
+            line[f'{heading}: step'] = _ratio(row, 'step')
+            line[f'{heading}: GFLOP'] = f'{flops/1e9:.1f}' if row['step_ratio'] else ''
+            line[f'{heading}: test'] = _ratio(row, 'test')
+        lines.append(line)
     return to_table(lines, format)
 
 def memory_table(
-    record:dict,       # memory
+    records:dict,      # heading → memory of the same CLIP
     format='markdown'  # as for `to_table`
 )->str:
     "Most bytes that live at once in a training step, in GiB."
+    known = {heading: {row['method']: row for row in r['rows']} for heading,r in records.items()}
     lines = []
-    for row in record['rows']:
-        line = {'method': row['method']}
-        for kind in ('weights', 'whole', 'chunks'):
-            line[f'{kind}, GiB'] = f'{row[kind]/2**30:.2f}'
+    for name,first in next(iter(known.values())).items():
+        line = {'method': name, 'weights': f"{first['weights']/2**30:.2f}"}
+        for kind in ('whole', 'chunks'):
+            for heading,rows in known.items():
+                line[f'{kind}, {heading}'] = f'{rows[name][kind]/2**30:.2f}'
         lines.append(line)
     return to_table(lines, format)
 
@@ -682,8 +689,8 @@ def speed_answer(
     dearest = max(steps, key=steps.get)
     _, _, longest = tests['zero-shot']
     slow = [m for m,(_, least, _) in tests.items() if least > 1.03*longest]
-    return (f"On {s['model']} with {s['images']} images and {s['classes']} classes, a training "
-            f"step of the adapter takes {steps['adapter']:.2f} times CoOp's, of DRA "
-            f"{steps['dra']:.2f} times, and of {dearest}, the slowest, {steps[dearest]:.2f} times. "
-            f"In all rounds a test took over 3 % longer than zero-shot CLIP's with "
-            f"{', '.join(slow) or 'none'}; the ranges of the others overlap with its.")
+    return (f"{s['model']} on {record['device']}, {s['images']} images, {s['classes']} classes: a "
+            f"training step of the adapter takes {steps['adapter']:.2f} times CoOp's, of DRA "
+            f"{steps['dra']:.2f} times, of dra-plus {steps['dra-plus']:.2f} times, and of "
+            f"{dearest}, the slowest, {steps[dearest]:.2f} times. In all rounds a test took over "
+            f"3 % longer than zero-shot CLIP's with {', '.join(slow) or 'none'}.")
