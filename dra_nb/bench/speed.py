@@ -522,7 +522,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
-# %% ../../nbs/69_speed.ipynb #65185970
+# %% ../../nbs/69_speed.ipynb #f0f6978a
 class CardBytes:
     "Watches what a GPU's memory gives out, working memory of its kernels included."
     def __init__(self,
@@ -651,16 +651,15 @@ def method_table(
     records:dict,      # heading → times of a CLIP
     format='markdown'  # as for `to_table`
 )->str:
-    "Times as ratios to CoOp's in the same run, with the FLOPs of a step beside them."
+    "Times as ratios to CoOp's in the same run, and the FLOPs of the first record's steps."
     known = {heading: {row['method']: row for row in r['rows']} for heading,r in records.items()}
     lines = []
-    for name in next(iter(known.values())):
-        line = {'method': name}
-        for heading,rows in known.items():
-            row, flops = rows[name], rows[name]['step_flops']
-            line[f'{heading}: step'] = _ratio(row, 'step')
-            line[f'{heading}: GFLOP'] = f'{flops/1e9:.1f}' if row['step_ratio'] else ''
-            line[f'{heading}: test'] = _ratio(row, 'test')
+    for name,first in next(iter(known.values())).items():
+        flops = first['step_flops']
+        line = {'method': name, 'GFLOP a step': f'{flops/1e9:.1f}' if first['step_ratio'] else ''}
+        for kind in ('step', 'test'):
+            for heading,rows in known.items():
+                line[f'{kind}, {heading}'] = _ratio(rows[name], kind)
         lines.append(line)
     return to_table(lines, format)
 
