@@ -456,6 +456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'dra_nb.cli._subset': ('cli.html#_subset', 'dra_nb/cli.py'),
                             'dra_nb.cli._subset_argument': ('cli.html#_subset_argument', 'dra_nb/cli.py'),
                             'dra_nb.cli._tables': ('cli.html#_tables', 'dra_nb/cli.py'),
+                            'dra_nb.cli._train_and_save': ('cli.html#_train_and_save', 'dra_nb/cli.py'),
                             'dra_nb.cli._unknown_names': ('cli.html#_unknown_names', 'dra_nb/cli.py'),
                             'dra_nb.cli._warn_of_chance': ('cli.html#_warn_of_chance', 'dra_nb/cli.py'),
                             'dra_nb.cli._warn_of_names': ('cli.html#_warn_of_names', 'dra_nb/cli.py'),

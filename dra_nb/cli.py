@@ -296,8 +296,8 @@ def _check_file(path, name='out'):
 # %% ../nbs/14_cli.ipynb #3dacd94a
 def _fit(args):
     "Train and save."
+    from dra_nb.bench.results import Claim
     from dra_nb.data import load_dataset
-    from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     if args.show:
         _show_settings(args)
         return
@@ -317,14 +317,24 @@ def _fit(args):
     method = cls(model, config, args.seed)
     template = method.template_for(data)
     facts = _fit_facts(args, data, template, preset, train)
-    _check_same_run(args.out, method, facts)
-    _warn_of_chance(method, data, template)
+    with Claim(args.out, 'fit') as claim:
+        if not claim:
+            raise ValueError(f'out: another dra-nb fit is writing to {args.out}; allowed is '
+                             'another folder, or to wait for its end')
+        _check_same_run(args.out, method, facts)
+        _warn_of_chance(method, data, template)
+        _train_and_save(args, method, data, train, facts)
+
+# %% ../nbs/14_cli.ipynb #3dec48be
+def _train_and_save(args, method, data, train, facts):
+    "The part of a fit that writes to its folder."
+    from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
     trained = f'{numbers:,} parameters' if numbers else 'the shots decide what is kept'
-    print(f'{cls.name} ({preset}) on {len(data.train)} images of {len(data.classnames)} classes: '
-          f'{steps} step{"s" if steps > 1 else ""} an epoch, {steps*train.epochs} in all, '
-          f'{trained}', flush=True)
+    print(f'{method.name} ({facts["preset"]}) on {len(data.train)} images of '
+          f'{len(data.classnames)} classes: {steps} step{"s" if steps > 1 else ""} an epoch, '
+          f'{steps*train.epochs} in all, {trained}', flush=True)
     out, start = Path(args.out), time.perf_counter()
     lines = [] if sys.stdout.isatty() else [_Lines()]
     try:
@@ -615,7 +625,7 @@ def _check_settings(args, methods, dataset, config, train):
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 
-# %% ../nbs/14_cli.ipynb #b2724b01
+# %% ../nbs/14_cli.ipynb #7cba3b8c
 def _images_of_run(run):
     "(place, its root) → images, of all that a run reads: its shots and its test lists."
     from dra_nb.bench.protocols import find_protocol

@@ -178,7 +178,8 @@ def test_a_preset_of_its_own(call):
 
 def test_own_images_from_fit_to_predict(tmp_path, trained, tiny, own, call):
     clip = '--pretrained', tiny[0]
-    assert files(trained) == ['run.json', 'weights.safetensors']      # the checkpoint is gone
+    # the checkpoint is gone
+    assert files(trained) == ['.lock', 'run.json', 'weights.safetensors']
     facts = json.loads((trained/'run.json').read_text())
     _, metadata = read_tensors(trained/'weights.safetensors')
     assert metadata['dra_nb'] == facts                                # one file says all
@@ -303,7 +304,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny, own, call):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         last = err.splitlines()[-1]
         assert code == 2 and last.startswith('dra-nb: ') and 'File too large' in last, err
-    assert [name for name in files(tmp_path) if not name.startswith('r/.')] == []
+    assert [name for name in files(tmp_path) if '/.' not in name] == []
 
 
 # Many runs
@@ -721,12 +722,34 @@ def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, tiny, own, b
     assert files(tmp_path) == []
 
 
+def test_one_fit_at_a_time_in_a_folder(tmp_path, own, tiny, call):
+    "A second one is refused while the first is at work; one that was killed is in nobody's way."
+    words = ('fit', own, '--shots', 1, '--train', 'epochs=40', '--out', tmp_path/'w',
+             '--pretrained', tiny[0])
+    first = process(*words, cwd=tmp_path)
+    try:
+        until = time.time()+120
+        while not (tmp_path/'w'/'checkpoint.pt').exists() and time.time() < until:
+            time.sleep(.01)
+        first.send_signal(signal.SIGSTOP)                      # it lives, and is not yet done
+        before = files(tmp_path/'w')
+        assert 'checkpoint.pt' in before
+        code, out, err = call(*words)
+        assert (code, out, files(tmp_path/'w')) == (2, '', before), err
+        assert err.splitlines()[-1].startswith('dra-nb: out: another dra-nb fit is writing to')
+    finally:
+        first.kill()
+        first.wait()
+    code, _, err = call(*words)
+    assert code == 0 and files(tmp_path/'w') == ['.lock', 'run.json', 'weights.safetensors'], err
+
+
 def test_training_that_diverges_keeps_the_last_good_weights(tmp_path, tiny, own, call):
     clip = '--pretrained', tiny[0]
     code, _, err = call('fit', own, '--shots', 2, '--set', 'scale=1000', '--train', 'lr=1e6',
                         'epochs=9', '--out', tmp_path/'w', *clip)
     assert code == 2 and 'at step' in err.splitlines()[-1], err
-    left = [name for name in files(tmp_path) if name != 'w/checkpoint.pt']
+    left = [name for name in files(tmp_path) if name not in ('w/.lock', 'w/checkpoint.pt')]
     assert left == ['w/last-good/run.json', 'w/last-good/weights.safetensors']
     assert call('evaluate', own, '--weights', tmp_path/'w'/'last-good', *clip)[0] == 0
 
