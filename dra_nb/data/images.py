@@ -71,13 +71,15 @@ def _refuse_floats(im):
     if im.mode == 'F':
         raise _Unsuitable('holds floats, allowed are 8 and 16 bits a colour')
 
-def _as_rgb(im):
-    "The image in RGB, 8 bits a colour."
+def _as_rgb(im, kind):
+    "The image in RGB, 8 bits a colour; `kind` is the format of its file, such as 'PNG'."
     _refuse_floats(im)
     if im.mode.startswith('I'):
         values = np.clip(np.asarray(im), 0, 65535).astype('uint16')
-        # a file of 32-bit numbers may hold 8-bit ones
-        shift = 0 if im.mode == 'I' and values.max() < 256 else 8
+        # a file of 32-bit numbers may hold 8-bit ones; PNG and PGM have 16 bits at most, which
+        # Pillow may widen to 32
+        is_wide = im.mode == 'I' and kind not in ('PNG', 'PPM')
+        shift = 0 if is_wide and values.max() < 256 else 8
         im = Image.fromarray((values >> shift).astype('uint8'))
     return im.convert('RGB')
 
@@ -104,7 +106,7 @@ def open_image(
     path      # image file
 )->Image.Image:
     "An image file as RGB, upright."
-    return _read(path, lambda im: _as_rgb(_upright(im)))
+    return _read(path, lambda im: _as_rgb(_upright(im), im.format))
 
 def image_size(
     path      # image file
