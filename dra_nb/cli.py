@@ -109,13 +109,20 @@ def _load_model(args):
     return load_clip(args.model, args.pretrained, args.device)
 
 # %% ../nbs/14_cli.ipynb #4558c983
-def _check_images(args, place, data, items):
-    "Refuse images that are not there, with the command that lists them."
-    from dra_nb.data.images import check_images_exist
+def _check_command(place, root):
+    "The line that lists what is wrong with the images of a data set."
     words = ['dra-nb', 'data', 'check', str(place)]
-    if args.root is not None:
-        words += ['--root', args.root]
-    check_images_exist(items, data.name, shlex.join(words))
+    return shlex.join(words if root is None else [*words, '--root', root])
+
+def _check_images(args, data, items):
+    "Refuse images that are missing or cannot be read, with the command that lists them."
+    from dra_nb.data.images import check_images_readable
+    check_images_readable(items, data.name, _check_command(args.dataset, args.root))
+
+def _check_all_images(args, place, data):
+    "Refuse a data set with missing images; a training list may have a million, so none is opened."
+    from dra_nb.data.images import check_images_exist
+    check_images_exist(data.train+data.test, data.name, _check_command(place, args.root))
 
 def _warn_of_photographs(args, items):
     "glyph-clip knows drawings only."
@@ -289,8 +296,8 @@ def _check_file(path, name='out'):
 # %% ../nbs/14_cli.ipynb #3dacd94a
 def _fit(args):
     "Train and save."
+    from dra_nb.bench.results import Claim
     from dra_nb.data import load_dataset
-    from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     if args.show:
         _show_settings(args)
         return
@@ -303,21 +310,31 @@ def _fit(args):
     data = _subset(_draw_shots(data, args.shots, args.seed), args.subset)
     if args.template:
         data = data._replace(template=args.template)
-    _check_images(args, args.dataset, data, data.train)
+    _check_images(args, data, data.train)
     _warn_of_photographs(args, data.train)
     model = _load_model(args)
     _warn_of_names(model, data.classnames)
     method = cls(model, config, args.seed)
     template = method.template_for(data)
     facts = _fit_facts(args, data, template, preset, train)
-    _check_same_run(args.out, method, facts)
-    _warn_of_chance(method, data, template)
+    with Claim(args.out, 'fit') as claim:
+        if not claim:
+            raise ValueError(f'out: another dra-nb fit is writing to {args.out}; allowed is '
+                             'another folder, or to wait for its end')
+        _check_same_run(args.out, method, facts)
+        _warn_of_chance(method, data, template)
+        _train_and_save(args, method, data, train, facts)
+
+# %% ../nbs/14_cli.ipynb #3dec48be
+def _train_and_save(args, method, data, train, facts):
+    "The part of a fit that writes to its folder."
+    from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
     trained = f'{numbers:,} parameters' if numbers else 'the shots decide what is kept'
-    print(f'{cls.name} ({preset}) on {len(data.train)} images of {len(data.classnames)} classes: '
-          f'{steps} step{"s" if steps > 1 else ""} an epoch, {steps*train.epochs} in all, '
-          f'{trained}', flush=True)
+    print(f'{method.name} ({facts["preset"]}) on {len(data.train)} images of '
+          f'{len(data.classnames)} classes: {steps} step{"s" if steps > 1 else ""} an epoch, '
+          f'{steps*train.epochs} in all, {trained}', flush=True)
     out, start = Path(args.out), time.perf_counter()
     lines = [] if sys.stdout.isatty() else [_Lines()]
     try:
@@ -433,7 +450,7 @@ def _evaluate(args):
         template = data.field_template or data.template
     if not data.test:
         raise ValueError(f'dataset: {args.dataset} has no test images')
-    _check_images(args, args.dataset, data, data.test)
+    _check_images(args, data, data.test)
     _warn_of_photographs(args, data.test)
     start = time.perf_counter()
     method = _with_weights(args)
@@ -608,6 +625,33 @@ def _check_settings(args, methods, dataset, config, train):
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 
+# %% ../nbs/14_cli.ipynb #7cba3b8c
+def _images_of_run(run):
+    "(place, its root) → images, of all that a run reads: its shots and its test lists."
+    from dra_nb.bench.protocols import find_protocol
+    from dra_nb.bench.runs import find_dataset, find_target
+    from dra_nb.data import REAL
+    dataset, _ = find_dataset(run.place, run.root)
+    targets = [find_target(place, run.root)[0] for place in run.target_places]
+    source, tests = find_protocol(run.protocol).split(dataset, run.shots, run.seed, targets)
+    places = {target.name: (place, run.root if place in REAL else None)
+              for target,place in zip(targets, run.target_places)}
+    images = {(run.place, run.root): list(source.train)}
+    for name,test in tests.items():
+        images.setdefault(places.get(name, (run.place, run.root)), []).extend(test.test)
+    return images
+
+def _check_images_of_runs(runs):
+    "Refuse runs that will read a file which is no image, before the first of them trains."
+    from dra_nb.data.images import check_images_readable
+    alike = {(run.protocol, run.place, run.target_places, run.shots, run.seed): run for run in runs}
+    images = {}
+    for run in alike.values():                    # methods share images, and seeds the test lists
+        for place,items in _images_of_run(run).items():
+            images.setdefault(place, {}).update(dict.fromkeys(items))
+    for (place, root),items in images.items():
+        check_images_readable(list(items), place, _check_command(place, root))
+
 # %% ../nbs/14_cli.ipynb #350fc7df
 def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
@@ -618,11 +662,12 @@ def _plan(args, methods, datasets, seeds, shots=16):
     for place in datasets:
         dataset, _ = find_dataset(place, args.root)
         _check_settings(args, methods, dataset.name, config, train)
-        _check_images(args, place, dataset, dataset.train+dataset.test)
+        _check_all_images(args, place, dataset)
         _warn_of_photographs(args, dataset.test)
         runs += make_runs(methods, [place], seeds, args.protocol, args.model, args.pretrained,
                           args.root, _shots_of(place, args, shots), args.targets, config, train,
                           args.device)
+    _check_images_of_runs(runs)
     return runs
 
 # %% ../nbs/14_cli.ipynb #86c3afef
@@ -790,10 +835,12 @@ def _make_paper(args, plan):
     _check_folder(args.out)
     for place in {place for run in plan.runs for place in (run.place, *run.target_places)}:
         dataset, _ = find_dataset(place, args.root)
-        _check_images(args, place, dataset, dataset.train+dataset.test)
+        _check_all_images(args, place, dataset)
         _warn_of_photographs(args, dataset.test)
     have = {record.key for record in plan.done(args.out)}
-    pace = Pace([run for run in plan.runs if run.key not in have])
+    lacking = [run for run in plan.runs if run.key not in have]
+    _check_images_of_runs(lacking)
+    pace = Pace(lacking)
     weights = Path(args.out)/'weights' if args.table == 'fig4' else None
     with _RunLines() as lines:
         def show(record, done, total):

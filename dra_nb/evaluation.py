@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import check_number
 from .data import base_new, few_shot_split, normalize
-from .data.images import TestImages, check_images_exist
+from .data.images import TestImages, check_images_exist, check_images_readable
 from .files import append_line
 from .methods.base import as_method, check_loaded
 from .recipes import TrainConfig, mixed_precision
@@ -87,12 +87,12 @@ def train_and_test(
     bar=False                # show a progress bar?
 )->dict:                     # metrics, history, counts, seconds
     "What a method makes of its shots."
-    check_images_exist(source.train, source.name)
+    check_images_readable(source.train, source.name)
     for name,test in tests.items():
         if not test.test:
             raise ValueError(f'dataset: {test.name} has no test images for {name!r}, at least one '
                              'is needed')
-        check_images_exist(test.test, test.name)
+        check_images_readable(test.test, test.name)
     train = train or method.own_recipe(dataset=source.name)
     started = time.perf_counter()
     history = fit(method, source, train, seed, bar=bar)

@@ -19,7 +19,7 @@ from fastprogress import fastprogress
 
 from .attach import attached
 from .checks import check_number
-from .data.images import TrainingImages, check_images_exist, normalize
+from .data.images import TrainingImages, check_images_readable, normalize
 from .data.items import Dataset
 from .files import json_digest, write_atomically
 from .methods.base import Method, as_method, check_loaded
@@ -342,7 +342,7 @@ def fit(
     if config is None:
         config = method.own_recipe(dataset=getattr(dataset, 'name', ''))
     _check_fit(method, dataset, config, text_chunk, every)
-    check_images_exist(dataset.train)
+    check_images_readable(dataset.train, dataset.name)
     if not config.epochs:
         return []
     method.train()

@@ -178,7 +178,8 @@ def test_a_preset_of_its_own(call):
 
 def test_own_images_from_fit_to_predict(tmp_path, trained, tiny, own, call):
     clip = '--pretrained', tiny[0]
-    assert files(trained) == ['run.json', 'weights.safetensors']      # the checkpoint is gone
+    # the checkpoint is gone
+    assert files(trained) == ['.lock', 'run.json', 'weights.safetensors']
     facts = json.loads((trained/'run.json').read_text())
     _, metadata = read_tensors(trained/'weights.safetensors')
     assert metadata['dra_nb'] == facts                                # one file says all
@@ -303,7 +304,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny, own, call):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         last = err.splitlines()[-1]
         assert code == 2 and last.startswith('dra-nb: ') and 'File too large' in last, err
-    assert [name for name in files(tmp_path) if not name.startswith('r/.')] == []
+    assert [name for name in files(tmp_path) if '/.' not in name] == []
 
 
 # Many runs
@@ -499,6 +500,60 @@ def test_missing_images_come_with_a_line_that_lists_them(tmp_path, tiny, call):
     assert code == 2 and 'is not there: 4 of 4' in out
 
 
+@pytest.mark.parametrize('content, why', [
+    (bytes(900), 'cannot be read as an image'), (b'<!DOCTYPE html><p>404', 'is a web page')])
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_damaged_images_are_found_before_training(split, content, why, tmp_path, tiny, call,
+                                                  monkeypatch):
+    "By fit in the shots, by bench in the test list, too; with a line that lists them."
+    trained = []
+    monkeypatch.setattr('dra_nb.training.fit', lambda *given, **more: trained.append(given))
+    monkeypatch.setattr('dra_nb.evaluation.fit', lambda *given, **more: trained.append(given))
+    monkeypatch.setattr('dra_nb.cli._warn_of_chance', lambda *given: None)
+    rows = [(f'{part}/{k}.png', 'abcd'[k], part) for k in range(4) for part in ('train', 'test')]
+    for part in ('train', 'test'):
+        paint(tmp_path/part, 0, 4)
+    bad = tmp_path/split/'2.png'
+    bad.write_bytes(content)
+    table = tmp_path/'own.csv'
+    table.write_text('\n'.join(map(','.join, [('path', 'class', 'split'), *rows]))+'\n')
+    common = '--shots', 1, '--pretrained', tiny[0], '--out', tmp_path/'out'
+    bench = ('bench', '--datasets', table, '--seeds', 1, 2, '--workers', 1, '--methods', 'adapter',
+             *common)
+    if split == 'train':
+        words = 'fit', table, *common
+    else:
+        words = bench
+    code, out, err = call(*words)
+    last = err.splitlines()[-1]
+    assert (code, out, trained) == (2, '', []) and not (tmp_path/'out').exists(), err
+    assert last.startswith('dra-nb: images: 1 of ') and f'{bad}, which {why}' in last
+    code, out, _ = call(*shlex.split(last.split('`')[1])[1:])
+    assert code == 2 and str(bad) in out
+
+
+def test_only_what_a_run_reads_is_opened(tmp_path, tiny, call, monkeypatch):
+    "The shots of every seed and the test list, not the whole training list; targets, too."
+    for part in ('train', 'test'):
+        for k, name in enumerate('abcd'):
+            paint(tmp_path/'own'/part/name, k, 9)
+    paint(tmp_path/'other'/'test'/'a', 0, 3)
+    paint(tmp_path/'other'/'test'/'b', 1, 3)
+    paint(tmp_path/'other'/'train'/'a', 0, 3)
+    paint(tmp_path/'other'/'train'/'b', 1, 3)
+    opened = []
+    monkeypatch.setattr('dra_nb.data.images._head_problem', lambda path: opened.append(path) or '')
+    monkeypatch.setattr('dra_nb.bench.runs.run_missing', lambda runs, *more: sys.exit(7))
+    common = ('bench', '--datasets', tmp_path/'own', '--methods', 'zero-shot', 'adapter', '--shots',
+              1, '--seeds', 1, 2, '--pretrained', tiny[0], '--out', tmp_path/'r')
+    for more, tests in (((), 36), (('--protocol', 'cross', '--targets', tmp_path/'other'), 42)):
+        opened.clear()
+        assert call(*common, *more)[0] == 7
+        kinds = [Path(path).parts[-3] for path in opened]
+        assert len(opened) == len(set(opened)) and kinds.count('test') == tests
+        assert 2 <= kinds.count('train') <= 8           # of 36
+
+
 def test_a_name_that_is_no_text_ends_nothing(tmp_path, tiny, call):
     for name in ('a.png', '\udcff.png'):
         Image.new('RGB', (20, 20)).save(tmp_path/name)
@@ -667,12 +722,34 @@ def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, tiny, own, b
     assert files(tmp_path) == []
 
 
+def test_one_fit_at_a_time_in_a_folder(tmp_path, own, tiny, call):
+    "A second one is refused while the first is at work; one that was killed is in nobody's way."
+    words = ('fit', own, '--shots', 1, '--train', 'epochs=40', '--out', tmp_path/'w',
+             '--pretrained', tiny[0])
+    first = process(*words, cwd=tmp_path)
+    try:
+        until = time.time()+120
+        while not (tmp_path/'w'/'checkpoint.pt').exists() and time.time() < until:
+            time.sleep(.01)
+        first.send_signal(signal.SIGSTOP)                      # it lives, and is not yet done
+        before = files(tmp_path/'w')
+        assert 'checkpoint.pt' in before
+        code, out, err = call(*words)
+        assert (code, out, files(tmp_path/'w')) == (2, '', before), err
+        assert err.splitlines()[-1].startswith('dra-nb: out: another dra-nb fit is writing to')
+    finally:
+        first.kill()
+        first.wait()
+    code, _, err = call(*words)
+    assert code == 0 and files(tmp_path/'w') == ['.lock', 'run.json', 'weights.safetensors'], err
+
+
 def test_training_that_diverges_keeps_the_last_good_weights(tmp_path, tiny, own, call):
     clip = '--pretrained', tiny[0]
     code, _, err = call('fit', own, '--shots', 2, '--set', 'scale=1000', '--train', 'lr=1e6',
                         'epochs=9', '--out', tmp_path/'w', *clip)
     assert code == 2 and 'at step' in err.splitlines()[-1], err
-    left = [name for name in files(tmp_path) if name != 'w/checkpoint.pt']
+    left = [name for name in files(tmp_path) if name not in ('w/.lock', 'w/checkpoint.pt')]
     assert left == ['w/last-good/run.json', 'w/last-good/weights.safetensors']
     assert call('evaluate', own, '--weights', tmp_path/'w'/'last-good', *clip)[0] == 0
 

@@ -111,6 +111,26 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
     assert image_size(tmp_path/'x.jpg') == (30, 40)
 
 
+def test_the_format_tells_sixteen_bits_from_eight_in_more(tmp_path, monkeypatch):
+    "A dark picture of 16 bits is dark, also where Pillow gives 32; TIFF may hold 8 bits in 32."
+    from PIL import PngImagePlugin
+    dark = np.full((40, 50), 255, dtype='uint16')
+    Image.fromarray(dark).save(tmp_path/'dark.png')
+    (tmp_path/'dark.pgm').write_bytes(b'P5 50 40 65535\n'+dark.astype('>u2').tobytes())
+    turn = Image.Exif()
+    turn[0x112] = 6
+    Image.fromarray(dark).save(tmp_path/'turned.png', exif=turn)
+    Image.fromarray(dark.astype('int32')).save(tmp_path/'wide.tif')
+    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ('I', 'I;16B'))   # as Pillow had it once
+    for name, value in {'dark.png': 0, 'turned.png': 0, 'dark.pgm': 0, 'wide.tif': 255}.items():
+        with Image.open(tmp_path/name) as im:
+            assert im.mode == 'I', name
+        assert (np.asarray(open_image(tmp_path/name)) == value).all(), name
+    bright = dark+512
+    Image.fromarray(bright).save(tmp_path/'bright.png')
+    assert (np.asarray(open_image(tmp_path/'bright.png')) == 2).all()
+
+
 def test_stand_ins_are_named(tmp_path):
     pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n'
     wrong = {'page.jpg': b'<!DOCTYPE html><p>404', 'lfs.jpg': pointer, 'empty.jpg': b'',
