@@ -67,6 +67,10 @@ def _subset_argument(parser, what):
     parser.add_argument('--subset', choices=('all', 'base', 'new'), default='all',
                         help=f'{what} (default: %(default)s)')
 
+def _text_chunk_argument(parser):
+    parser.add_argument('--text-chunk', type=int, help='class prompts encoded at a time: less '
+                        'memory for many classes, the same result (default: all)')
+
 def _workers_argument(parser):
     parser.add_argument('--workers', type=int, help='processes (default: one a core, up to 8; '
                         'on a GPU one with models larger than glyph-clip)')
@@ -390,8 +394,7 @@ def _fit_arguments(parser):
     parser.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
     parser.add_argument('--template', help="sentence with {} for the name "
                         "(default: the data set's)")
-    parser.add_argument('--text-chunk', type=int, help='class prompts encoded at a time: less '
-                        'memory for many classes, the same result (default: all)')
+    _text_chunk_argument(parser)
     parser.add_argument('--out', help='folder for the weights; also holds the checkpoint a '
                         'killed run resumes from')
     parser.add_argument('--show', action='store_true',
@@ -749,7 +752,7 @@ def _bench(args):
     runs = at_points(runs) if args.search else runs
     with _RunLines() as lines:
         records = run_missing(runs, args.out, _workers(args), args.device, args.save, lines.show,
-                              args.ray)
+                              args.ray, args.text_chunk)
     if args.search:
         _show_search(records, args.search)
         return
@@ -779,6 +782,7 @@ def _bench_arguments(parser):
     parser.add_argument('--search', metavar='FILE', help="make every method's small search on the "
                         'inner split, and write the best points to this JSON file')
     _workers_argument(parser)
+    _text_chunk_argument(parser)
     parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '
                         'Ray cluster: the one found, or the one at an address')
     _model_arguments(parser)
@@ -846,7 +850,7 @@ def _make_paper(args, plan):
         def show(record, done, total):
             lines.show(record, done, total, f', {time_text(pace.left(record))} left')
         return run_missing(plan.runs, args.out, _workers(args), args.device, weights, show,
-                           args.ray)
+                           args.ray, args.text_chunk)
 
 # %% ../nbs/14_cli.ipynb #1b57bb3e
 def _are_times(found):
@@ -973,6 +977,7 @@ def _paper_arguments(parser):
     parser.add_argument('--share', type=float, default=.2,
                         help='of --plan: how much of that is reached (default: %(default)g)')
     _workers_argument(parser)
+    _text_chunk_argument(parser)
     parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '
                         'Ray cluster: the one found, or the one at an address')
     _model_arguments(parser)

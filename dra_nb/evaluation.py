@@ -84,7 +84,8 @@ def train_and_test(
     tests:dict,              # name → `Dataset`, whose `test` list is scored
     train:TrainConfig=None,  # the recipe; the method's own for this source if None
     seed=1,                  # of order, crops and noise
-    bar=False                # show a progress bar?
+    bar=False,               # show a progress bar?
+    text_chunk=None          # class prompts encoded at a time in training, as for `fit`
 )->dict:                     # metrics, history, counts, seconds
     "What a method makes of its shots."
     check_images_readable(source.train, source.name)
@@ -95,7 +96,7 @@ def train_and_test(
         check_images_readable(test.test, test.name)
     train = train or method.own_recipe(dataset=source.name)
     started = time.perf_counter()
-    history = fit(method, source, train, seed, bar=bar)
+    history = fit(method, source, train, seed, bar=bar, text_chunk=text_chunk)
     trained = time.perf_counter()
     metrics = {}
     for name,test in tests.items():

@@ -60,8 +60,8 @@ def naming_full_memory():
         yield
     except torch.OutOfMemoryError:
         raise ValueError('device: the memory of the GPU is full; less is needed with a smaller '
-                         'batch (--train batch_size=4), with class prompts encoded in parts (fit '
-                         '--text-chunk 100) or with one run at a time (bench --workers 1)'
+                         'batch (--train batch_size=4), with class prompts encoded in parts '
+                         '(--text-chunk 100) or with one run at a time (bench --workers 1)'
                         ) from None
 
 # %% ../nbs/12_training.ipynb #a2085801

@@ -19,6 +19,7 @@ from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import Claim, find_record, read_results
 from dra_nb.bench.runs import bench, dataset_digest, make_runs, run_missing
 from dra_nb.data import Dataset, Item
+from dra_nb.methods import coop
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
@@ -64,6 +65,24 @@ def test_several_processes_give_the_same(world, tmp_path):
     together = bench(folder=tmp_path/'two', workers=2, **table)
     assert numbers(together) == numbers(alone)
     assert not list((tmp_path/'two').glob('.*.claim'))
+
+
+def test_prompts_in_parts_give_the_same(world, tmp_path, monkeypatch):
+    "A bench may encode fewer prompts at a time; that is no other run."
+    table = dict(methods=['coop'], seeds=[1], train=dict(epochs=1), **world)
+    parts = []                                                  # prompts encoded at a time
+    encode = coop.encode_text
+
+    def counting(model, given, *args, **kwargs):
+        parts.append(len(given.tokens))
+        return encode(model, given, *args, **kwargs)
+
+    whole = bench(folder=tmp_path/'whole', **table)
+    monkeypatch.setattr(coop, 'encode_text', counting)
+    chunked = bench(folder=tmp_path/'parts', text_chunk=1, **table)
+    assert 1 in parts
+    assert [(r.key, r.metrics) for r in chunked] == [(r.key, r.metrics) for r in whole]
+    assert chunked[0].train['loss'] == pytest.approx(whole[0].train['loss'], rel=1e-5)
 
 
 def test_damaged_and_foreign_files_are_named_and_left(world, tmp_path, capsys):
@@ -301,7 +320,7 @@ def test_a_full_gpu_is_one_line(world, monkeypatch):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')
 
     monkeypatch.setattr(bench_runs, 'train_and_test', fill)
-    with pytest.raises(ValueError, match='batch_size=.* --text-chunk .* --workers 1') as error:
+    with pytest.raises(ValueError, match='batch_size=.*--text-chunk .*--workers 1') as error:
         bench_runs.make(run)
     assert '\n' not in str(error.value)
 

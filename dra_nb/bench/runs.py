@@ -318,9 +318,10 @@ def _checked(dataset, digest, planned):
 @naming_full_memory()
 def make(
     run:Run,
-    device=None,  # which device of the run's kind; chosen if None
-    save=None,    # folder for the trained weights, in one named by the run
-    bar=False     # show a progress bar?
+    device=None,    # which device of the run's kind; chosen if None
+    save=None,      # folder for the trained weights, in one named by the run
+    bar=False,      # show a progress bar?
+    text_chunk=None # class prompts encoded at a time, as for `fit`; the result is the same
 )->Record:
     "Train and test."
     rules, device = find_protocol(run.protocol), find_device(device or run.device)
@@ -333,7 +334,7 @@ def make(
     flags = [(p, p.requires_grad) for p in model.parameters()]
     method = _build(run, model)
     try:
-        result = _outcome(rules, method, source, tests, run, bar)
+        result = _outcome(rules, method, source, tests, run, bar, text_chunk)
         if save is not None and method.state():
             about = dict(classnames=source.classnames, template=method.template_for(source),
                          clip=run.clip, run=run.facts())
@@ -344,11 +345,11 @@ def make(
             p.requires_grad_(flag)
     return Record(run=run.facts(), versions=versions(), device=device_name(device), **result)
 
-def _outcome(rules, method, source, tests, run, bar):
+def _outcome(rules, method, source, tests, run, bar, text_chunk):
     "What came out, as a record holds it; a run may be allowed to diverge."
     try:
         recipe = _filled(TrainConfig, run.train)
-        found = train_and_test(method, source, tests, recipe, run.seed, bar)
+        found = train_and_test(method, source, tests, recipe, run.seed, bar, text_chunk)
     except TrainingDiverged as e:
         if not rules.may_diverge:
             raise
@@ -628,12 +629,13 @@ def run_missing(
     device=None,   # which device; the runs' kind if None
     save=None,     # folder for trained weights, one folder a run; one without them is made again
     show=None,     # called with (record, how many are done, how many in all) for every new one
-    ray=None       # address of a Ray cluster, or True for one that is found or started here
+    ray=None,      # address of a Ray cluster, or True for one that is found or started here
+    text_chunk=None # class prompts encoded at a time, as for `fit`: less memory, the same result
 )->list:           # the records of these runs, old and new, in their order
     "Make the runs that a folder lacks."
     runs = list(dict.fromkeys(runs))
     _refuse_equal_names(runs)
-    done, options = {}, dict(device=device, save=save)
+    done, options = {}, dict(device=device, save=save, text_chunk=text_chunk)
 
     def finished(run, record, new):
         done[run.key] = record
@@ -661,9 +663,9 @@ def bench(
     datasets,     # names or folders
     seeds,        # whole numbers
     folder,       # of results; this and the next as for `run_missing`
-    workers=1, device=None, save=None, show=None, ray=None,
+    workers=1, device=None, save=None, show=None, ray=None, text_chunk=None,
     **kwargs      # as for `make_runs`
 )->list:          # all records of this table, old and new
     "Every combination of methods, data sets and seeds, as far as the folder lacks it."
     runs = make_runs(methods, datasets, seeds, device=device, **kwargs)
-    return run_missing(runs, folder, workers, device, save, show, ray)
+    return run_missing(runs, folder, workers, device, save, show, ray, text_chunk)

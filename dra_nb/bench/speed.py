@@ -522,7 +522,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
-# %% ../../nbs/69_speed.ipynb #f0f6978a
+# %% ../../nbs/69_speed.ipynb #47dd4c97
 class CardBytes:
     "Watches what a GPU's memory gives out, working memory of its kernels included."
     def __init__(self,
@@ -647,12 +647,15 @@ def _ratio(row, kind):
     ratio, low, high = row[f'{kind}_ratio']
     return f'{ratio:.2f} ({low:.2f}–{high:.2f})'
 
+def _by_method(record):
+    return {row['method']: row for row in record['rows']}
+
 def method_table(
     records:dict,      # heading → times of a CLIP
     format='markdown'  # as for `to_table`
 )->str:
     "Times as ratios to CoOp's in the same run, and the FLOPs of the first record's steps."
-    known = {heading: {row['method']: row for row in r['rows']} for heading,r in records.items()}
+    known = {heading: _by_method(r) for heading,r in records.items()}
     lines = []
     for name,first in next(iter(known.values())).items():
         flops = first['step_flops']
@@ -668,7 +671,7 @@ def memory_table(
     format='markdown'  # as for `to_table`
 )->str:
     "Most bytes that live at once in a training step, in GiB."
-    known = {heading: {row['method']: row for row in r['rows']} for heading,r in records.items()}
+    known = {heading: _by_method(r) for heading,r in records.items()}
     lines = []
     for name,first in next(iter(known.values())).items():
         line = {'method': name, 'weights': f"{first['weights']/2**30:.2f}"}
