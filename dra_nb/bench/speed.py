@@ -522,7 +522,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(t)
         return made
 
-# %% ../../nbs/69_speed.ipynb #47dd4c97
+# %% ../../nbs/69_speed.ipynb #4237bd3b
 class CardBytes:
     "Watches what a GPU's memory gives out, working memory of its kernels included."
     def __init__(self,
@@ -641,11 +641,12 @@ def read_speed(
     return times, [r for r in found if r['what'] == 'memory']
 
 def _ratio(row, kind):
-    "A ratio to CoOp with its range; '' where nothing is trained."
+    "A ratio to CoOp, marked where its range holds 1; '' where nothing is trained."
     if not row[f'{kind}_ratio']:
         return ''
     ratio, low, high = row[f'{kind}_ratio']
-    return f'{ratio:.2f} ({low:.2f}–{high:.2f})'
+    same = low <= 1 <= high and row['method'] != 'coop'
+    return f"{'≈' if same else ''}{ratio:.2f}"
 
 def _by_method(record):
     return {row['method']: row for row in record['rows']}
