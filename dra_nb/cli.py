@@ -1017,15 +1017,16 @@ def _demo(args):
     print(f'{args.dataset}: trained on base classes, tested on base and on new ones', flush=True)
     out = Path(args.out)
     with _RunLines() as lines:
-        longest_first = ('dra', 'dra-paper', 'adapter', 'zero-shot')
-        runs = _plan(args, longest_first, [args.dataset], args.seeds, 8)
+        methods = ['dra', 'adapter', 'lfa', 'zero-shot']            # the longest first
+        if args.set or args.train:
+            methods.remove('lfa')       # the settings that were given are those of the other two
+        runs = _plan(args, methods, [args.dataset], args.seeds, 8)
         records = run_missing(runs, out/'results', _workers(args), args.device, out/'weights',
                               lines.show)
         last = [run for run in runs if run.method == 'dra'][-1]
         figure = _rank_figure(args, out/'weights'/last.key, out)
     table = results_table(in_order(records), digits=1)
-    shots, epochs = runs[0].shots, runs[0].train['epochs']
-    print(f'\n{table}\n\n{shots} shots a class, {epochs} epochs; with 16 shots, all sets: '
+    print(f'\n{table}\n\n{runs[0].shots} shots a class; with 16 shots, all sets: '
           f'dra-nb bench\nresults in {out/"results"}, weights in {out/"weights"}, '
           f'token ranks in {figure}; {time.perf_counter()-start:.0f} s')
 
@@ -1057,7 +1058,7 @@ def _rank_figure(args, weights, out, n=6):
 
 # %% ../nbs/14_cli.ipynb #51ae56b8
 def _demo_arguments(parser):
-    _dataset_argument(parser, '--dataset', default='vehicles')
+    _dataset_argument(parser, '--dataset', default='food')
     _shots_argument(parser, 8)
     parser.add_argument('--seeds', type=int, nargs='+', default=[1], help='(default: 1)')
     _settings_arguments(parser)
@@ -1067,7 +1068,7 @@ def _demo_arguments(parser):
     _model_arguments(parser)
     parser.set_defaults(protocol='base-to-new', targets=None)
 
-COMMANDS['demo'] = Command('fine-tune on one data set and compare: zero-shot, adapter, DRA',
+COMMANDS['demo'] = Command('fine-tune on one data set and compare four methods',
                            'dra-nb demo', _demo_arguments, _demo)
 
 # %% ../nbs/14_cli.ipynb #64c0d30c

@@ -364,7 +364,7 @@ def test_demo_with_two_workers(tmp_path, tiny, own):
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0 and '[4/4] colours' in out, err
     rows = re.findall(r'^\| colours +\| (\S+)', out, re.M)
-    assert rows == ['zero-shot', 'adapter', 'dra', 'dra-paper']
+    assert rows == ['zero-shot', 'adapter', 'dra', 'lfa']
     made = files(tmp_path/'d')
     assert 'token_ranks.png' in made and len(records(tmp_path/'d'/'results')) == 4
     assert sum(name.endswith('weights.safetensors') for name in made) == 3
