@@ -63,3 +63,21 @@ def test_command_is_understood(page, words, planning, capsys):
     elif args.command == 'fit' and args.dataset in SETS and not args.show:
         code = main([*words, '--show'])
         assert code == 0, capsys.readouterr().err
+
+
+def shows_something(source):
+    "Does a cell end by printing, or by text or a table?"
+    lines = [line for line in source.splitlines() if line.startswith(('print(', 'Markdown('))]
+    hidden = '#| export' in source or '#| hide' in source
+    return bool(lines) and not hidden and '"""import' not in source     # a program in a string
+
+
+def test_stored_outputs_are_there():
+    "The site shows what is stored: a result that was lost is a hole in the page."
+    lost = []
+    for page in sorted(NBS.glob('*.ipynb')):
+        for cell in json.loads(page.read_text(encoding='utf-8'))['cells']:
+            if cell['cell_type'] == 'code' and not cell['outputs']:
+                if shows_something(''.join(cell['source'])):
+                    lost.append(f'{page.stem} {cell["id"]}')
+    assert not lost
