@@ -549,7 +549,11 @@ def peak_bytes(
     amp='off'        # precision, as in `TrainConfig`
 )->tuple:            # (bytes of the weights, most bytes at once)
     "Memory of one training step: counted on the meta device, measured on a GPU."
-    method, device = build_method(name, clip), next(clip.parameters()).device
+    device = next(clip.parameters()).device
+    if device.type not in ('meta', 'cuda'):
+        raise ValueError(f'clip: got one on {device}, allowed are the meta device, where memory is '
+                         'counted, and a GPU, where it is measured')
+    method = build_method(name, clip)
     kind, preset = find_method(name)
     _, recipe = kind.recipe(clip=clip.clip_name, preset=preset)
     keys = torch.zeros(16*classes, clip.visual.output_dim, device=device)   # of sixteen shots

@@ -10,7 +10,7 @@ __all__ = ['file_problem', 'open_image', 'image_size', 'missing_images', 'check_
 import os
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import takewhile
 
 import numpy as np
@@ -370,12 +370,11 @@ class TrainingImages:
         crops = []
         for row, drawn in zip(rows, self._draw(epoch, rows)):
             if row in self.drawings:
-                work = _crop_and_flip, self.drawings[row], drawn, self.size
+                crop = partial(_crop_and_flip, self.drawings[row], drawn, self.size)
             else:
                 path, expected = self.items[row].path, self.sizes[row]
-                work = _read_crop, path, drawn, self.size, expected
-            crop, *given = work
-            crops.append(crop(*given) if self._is_quick(row) else self.pool.submit(*work))
+                crop = partial(_read_crop, path, drawn, self.size, expected)
+            crops.append(crop() if self._is_quick(row) else self.pool.submit(crop))
         return crops
 
     def _is_quick(self, row):
