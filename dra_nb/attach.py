@@ -14,6 +14,7 @@ import torch._dynamo.config
 from torch import Tensor, nn
 
 from .clip import Tower, image_tower, text_tower
+from .seeds import generator_for, seed_for
 
 # %% ../nbs/19_attach.ipynb #5c85faa5
 def towers(
@@ -40,12 +41,34 @@ class Beside(nn.Module):
         self.padding_mask = None  # real text tokens of the batch in hand, bool (C,N)
         self.rows = None          # (first row, rows in all), if the batch is a part of a larger one
         self.step = None          # (seed, step) of the run: what random numbers depend on
+        self.sources = {}         # purpose → its generator on a GPU, kept from step to step
         self.reg = None           # term for the loss, a scalar, left by a training pass
         self.reg_weight = 1.      # factor on it
 
     def __getstate__(self):
         "For copies: without what belongs to one batch."
-        return {**self.__dict__, 'reg': None, 'padding_mask': None, 'rows': None}
+        return {**self.__dict__, 'reg': None, 'padding_mask': None, 'rows': None, 'sources': {}}
+
+    def set_step(self, step):
+        "Remember which step of a run this is; numbers drawn later are a function of it."
+        self.step = step
+        if step is not None:
+            for purpose,source in self.sources.items():
+                source.manual_seed(seed_for(purpose, *step))
+
+    def random_source(self, purpose, device):
+        "The generator of this step for one purpose; None outside a run."
+        if self.step is None:
+            return None
+        if torch.device(device).type != 'cuda':
+            return generator_for(purpose, *self.step, device)
+        # a recorded step draws from the generator it was recorded with
+        if purpose not in self.sources:
+            self.sources[purpose] = torch.Generator(device)
+        source = self.sources[purpose]
+        if not torch.cuda.is_current_stream_capturing():
+            source.manual_seed(seed_for(purpose, *self.step))
+        return source
 
     def add_to(self, host, args, output):
         "The forward hook: the host's output with the update."
@@ -201,7 +224,7 @@ def set_step(
 ):
     "Tell all modules which step this is: random numbers are a function of it."
     for m in attached(model).values():
-        m.step = step
+        m.set_step(step)
 
 def extra_loss(
     model:nn.Module  # an open_clip CLIP, after a training pass

@@ -25,7 +25,6 @@ from .files import copy_tensors, read_tensors, write_tensors
 from .masking import kept_channels, rank_mask, soft_rank_mask
 from .regularizer import l1_consistency
 from .scoring import down_project, token_scores
-from .seeds import generator_for
 from .sorting import descending_order, gumbel_noise, noisy_scores, soft_permutation
 
 # %% ../nbs/07_dra.ipynb #97f9d6f9
@@ -165,10 +164,7 @@ class DRA(Adapter):
         first, total = self.rows or (0, len(x))
         drawn = []
         for purpose,n in (('tokens', x.shape[1]), ('channels', self.config.rank)):
-            source = None
-            if self.step is not None:
-                seed, step = self.step
-                source = generator_for(f'noise of {purpose}, {self.name}', seed, step, x.device)
+            source = self.random_source(f'noise of {purpose}, {self.name}', x.device)
             g = gumbel_noise((total, n), source, x.device)
             drawn.append(g[first:first+len(x)])
         return tuple(drawn)

@@ -9,6 +9,7 @@ __all__ = ['group_sizes', 'kept_channels', 'channels_per_group', 'rescaling', 't
 import math
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from numbers import Real
 import torch
 from torch import Tensor
@@ -43,12 +44,18 @@ def _exact(ratios):
     return [Fraction(str(e)) for e in ratios]
 
 # %% ../nbs/06_masking.ipynb #cd4b6ae0
+@cache
+@torch.inference_mode(False)                # kept for every later use, training included
+def _on_device(values, device, dtype):
+    "A few numbers as a tensor, made once: a GPU would wait for each copy."
+    return torch.tensor(values, dtype=dtype, device=device)
+
 def channels_per_group(ratios,      # share of channels per group, most important first
                        r:int,       # number of channels
                        device=None, # where the result goes
                       )->Tensor:    # int64 (K,)
     "Channels that each group keeps (Eq. 15), as a tensor."
-    return torch.tensor(kept_channels(ratios, r)).to(device, non_blocking=True)
+    return _on_device(tuple(kept_channels(ratios, r)), device, torch.int64)
 
 def rescaling(ratios,         # share of channels per group, most important first
               r:int,          # number of channels
@@ -63,7 +70,7 @@ def rescaling(ratios,         # share of channels per group, most important firs
         factors = [r/kept if kept else 0. for kept in kept_channels(ratios, r)]
     else:
         raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
-    return torch.tensor(factors, dtype=dtype).to(device, non_blocking=True)
+    return _on_device(tuple(factors), device, dtype)
 
 # %% ../nbs/06_masking.ipynb #55281b4d
 def token_groups(token_places:Tensor,     # place of every token, (B,N)

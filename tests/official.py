@@ -288,10 +288,17 @@ class Steps:
 
     def __init__(self, method, train):
         self.step = 0
+        self.method = method
         self.optimizer = make_optimizer(train, method.trained().values())
 
     def precision(self):
         return nullcontext()
+
+    def loss_terms(self, images, labels):
+        self.optimizer.zero_grad()
+        terms = self.method.losses(images, labels)
+        sum(terms.values()).backward()
+        return terms
 
     def update(self, loss):
         self.optimizer.zero_grad()

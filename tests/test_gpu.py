@@ -9,7 +9,8 @@ from dra_nb.data import base_new, few_shot_split, load_dataset
 from dra_nb.evaluation import accuracy
 from dra_nb.methods import METHODS, build_method, load_method
 from dra_nb.recipes import set_fields
-from dra_nb.training import fit
+from dra_nb import training
+from dra_nb.training import Callback, fit
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 
 pytestmark = [pytest.mark.gpu,
@@ -69,6 +70,36 @@ def test_fp32_as_on_the_cpu(name, halves):
         found[device] = [[row['loss'] for row in history], weights, logits]
         method.remove()
     assert_close(found['cuda'], found['cpu'], rtol=2e-3, atol=2e-4)
+
+
+class Recorded(Callback):
+    "Was a step recorded?"
+    def after_fit(self, trainer):
+        self.found = trainer.recorded is not None
+
+
+def history_and_weights(name, base, amp):
+    "Of twelve steps with all random numbers, and whether one of them was recorded."
+    config, _ = METHODS[name].recipe()
+    method = build_method(name, tiny_clip().to('cuda'), config=config)
+    recipe = replace(method.own_recipe(dataset=base.name), epochs=6, batch_size=2, amp=amp)
+    recorded = Recorded()
+    history = fit(method, base, recipe, 1, callbacks=[recorded], bar=False)
+    weights = {k: v.detach().clone() for k,v in method.trained().items()}
+    method.remove()
+    return [row['loss'] for row in history], weights, recorded.found
+
+
+@pytest.mark.parametrize('amp', ['off', 'bf16'])
+@pytest.mark.parametrize('name', [n for n,m in METHODS.items() if m.recordable])
+def test_recorded_steps_are_the_steps(name, amp, halves, monkeypatch):
+    "One operation after the other or as a recording: the same losses and weights."
+    base, _ = halves
+    *found, recorded = history_and_weights(name, base, amp)
+    monkeypatch.setattr(training, 'STEPS_BEFORE_RECORDING', 10**6)
+    *expected, other = history_and_weights(name, base, amp)
+    assert recorded and not other
+    assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('chunk', [None, 12])

@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from .protocols import find_protocol
 from .results import by_target, device_name
 from .runs import find_dataset, find_run, grid, make, make_runs
-from .speed import Stopwatch, Variant, inference_speed, speed_dataset
+from .speed import (Stopwatch, Variant, inference_speed, speed_dataset,
+                                warm_steps)
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
 from .tables import target_kind, to_table
@@ -154,6 +155,7 @@ _FROZEN = Line('zero-shot', 'zero-shot', against=_OWN)       # where the paper h
 _PRESETS = tuple(Line(name, name, paper='dra', against=_OWN)
                  for name in ('dra-likely', 'dra-recommended'))
 _PLUS = Line('dra-plus', 'dra-plus', against=_OWN)
+_LFA = Line('lfa', 'lfa', against=_OWN)                      # where the paper has no such row
 _LITERAL = Line('dra-paper', 'dra-paper', paper='dra', below=True)
 
 def _some(*names):
@@ -196,11 +198,11 @@ _ROWS = (
                tuned=True),
     PaperTable('table2', 'Across data sets',
                (_FROZEN, *_some('coop', 'cocoop', 'maple', 'tcp', 'mma'), *_PRESETS, _PLUS,
-                _ADAPTER),
+                _LFA, _ADAPTER),
                'cross', 'other sets', tuned=True),
     PaperTable('table3', 'Across shifts',
                (*_some('zero-shot', 'coop', 'cocoop', 'kgcoop', 'maple', 'tcp', 'mma'), *_PRESETS,
-                _PLUS, _ADAPTER),
+                _PLUS, _LFA, _ADAPTER),
                'cross', 'shifts', tuned=True),
     PaperTable('table4', 'Parts of DRA', (*_parts('own', ''), *_parts('likely', 'likely, ')),
                each_set=False),
@@ -704,8 +706,8 @@ def training_rates(
             kind, preset = find_method(line.method)
             config, recipe = kind.recipe(clip=name, preset=preset)
             batch = recipe.batch_size
-            data = speed_dataset(classes, batch*(steps+2))
             method, watch = kind(clip, config), Stopwatch()
+            data = speed_dataset(classes, batch*(steps+warm_steps(method.device)))
             parameters = sum(p.numel() for p in method.trained().values())
             fit(method, data, replace(recipe, epochs=1), callbacks=[watch], bar=False)
             method.remove()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'TESTED', 'UNTRAINED', 'counting_flops', 'count_flops', 'KeptBytes', 'counting_saved_bytes', 'step_cost',
-           'build_settings', 'wait_for', 'matmul_rate', 'Stopwatch', 'speed_dataset', 'Variant', 'training_speed',
-           'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes', 'CardBytes',
-           'peak_bytes', 'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table', 'memory_table',
-           'speed_answer']
+           'build_settings', 'wait_for', 'matmul_rate', 'warm_steps', 'Stopwatch', 'speed_dataset', 'Variant',
+           'training_speed', 'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes',
+           'CardBytes', 'peak_bytes', 'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table',
+           'memory_table', 'speed_answer']
 
 # %% ../../nbs/69_speed.ipynb #a39b1e64
 import json
@@ -34,7 +34,7 @@ from ..data import Dataset, load_dataset, normalize
 from ..files import write_json
 from ..methods import METHODS, build_method, find_method
 from ..recipes import make_optimizer, mixed_precision, set_fields
-from ..training import Callback, fit, naming_full_memory
+from ..training import STEPS_BEFORE_RECORDING, Callback, fit, naming_full_memory
 from ..weights import load_clip
 
 # %% ../../nbs/69_speed.ipynb #34c633e0
@@ -180,14 +180,19 @@ def matmul_rate(
     return 2*size**3/best
 
 # %% ../../nbs/69_speed.ipynb #998c47bf
+def warm_steps(
+    device  # where
+)->int:
+    "Steps until one takes as long as the later ones: a GPU's are recorded first."
+    return STEPS_BEFORE_RECORDING+1 if torch.device(device).type == 'cuda' else 2
+
 class Stopwatch(Callback):
     "Seconds of every step but the first few."
-    def __init__(self,
-        warm=2  # steps left out
-    ):
-        self.warm, self.seconds = warm, []
+    def __init__(self):
+        self.seconds = []
 
     def before_fit(self, trainer):
+        self.warm = warm_steps(trainer.device)
         wait_for(trainer.device)
         self.last = time.perf_counter()
 
@@ -301,7 +306,8 @@ def training_speed(
     variants=TRAINED  # what is timed
 )->list:              # rows (dicts)
     "Time a training step of several variants."
-    data = speed_dataset(classes, images*(steps+2))
+    device = next(clip.parameters()).device
+    data = speed_dataset(classes, images*(steps+warm_steps(device)))
     costs = {v.name: _training_cost(v, clip, data, images) for v in variants}
     times, peaks = {v.name: [] for v in variants}, {}
     for number in range(rounds):
@@ -309,7 +315,7 @@ def training_speed(
             seconds, peak = _time_training(v, clip, data, images)
             times[v.name].append(seconds)
             peaks.setdefault(v.name, peak)
-    rate = matmul_rate(next(clip.parameters()).device, amp)
+    rate = matmul_rate(device, amp)
     size = dict(images=images, classes=classes)
     rows = []
     for v in variants:
@@ -432,8 +438,10 @@ def _work(name, clip, data, images, steps, callback):
     kind, preset = find_method(name)
     _, recipe = kind.recipe(dataset=data.name, clip=clip.clip_name, preset=preset)
     if recipe.epochs:                                    # zero-shot CLIP is not trained
-        recipe = replace(recipe, epochs=steps, batch_size=images)
-        fit(method, data, recipe, callbacks=[callback], bar=False)
+        epochs = steps if kind.epoch_is_step else 1
+        own = data if kind.epoch_is_step else data._replace(train=data.train*steps)
+        recipe = replace(recipe, epochs=epochs, batch_size=images)
+        fit(method, own, recipe, callbacks=[callback], bar=False)
     method.eval()
     method.set_classes(data.classnames, method.template_for(data))
     return method, recipe.amp
@@ -471,8 +479,8 @@ def method_times(
         method.remove()
     for number in range(rounds):
         for name in _turn(names, number):
-            watch = Stopwatch(warm=1)
-            method, amp = _work(name, clip, data, images, 1+steps, watch)
+            watch = Stopwatch()
+            method, amp = _work(name, clip, data, images, warm_steps(device)+steps, watch)
             if watch.seconds:
                 step[name].append(statistics.median(watch.seconds))
             with torch.inference_mode():

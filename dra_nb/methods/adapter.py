@@ -24,6 +24,7 @@ class PlainAdapter(Method):
     presets = dict(likely=AdapterConfig.likely(), recommended=AdapterConfig.recommended(),
                    paper=AdapterConfig.paper())
     search = {'train.lr': (.0015, .005, .015), 'config.scale': (.1, .3)}
+    recordable = True
 
     def add(self, generator):
         "Attach the modules; first weights from the generator."

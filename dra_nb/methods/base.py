@@ -45,6 +45,7 @@ class Method(nn.Module):
     presets = {}       # name → settings; the first is the default
     search = {}        # 'train.NAME' or 'config.NAME' → values of the small search on glyph-clip
     epoch_is_step = False  # does an epoch see all shots at once?
+    recordable = False     # are a step's operations the same, whatever the numbers? (page 12)
     knows_shifts = True    # are the classes of the shots known on another set that has them?
     buffers_saved = () # names of buffers that belong to what was learned
     of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
@@ -306,9 +307,8 @@ class Method(nn.Module):
     def step(self, trainer, images, labels)->dict:
         "One update; the terms of the loss by name."
         self.draw((trainer.seed, trainer.step))
-        with trainer.precision():
-            terms = self.losses(images, labels)
-        trainer.update(sum(terms.values()))
+        terms = trainer.loss_terms(images, labels)
+        trainer.optimizer.step()
         return terms
 
     @classmethod
@@ -427,6 +427,8 @@ def build_method(
 # %% ../../nbs/55_methods.ipynb #1cd45d16
 class Carried(Method):
     "A CLIP with whatever it carries already."
+    recordable = True
+
     def __init__(self, model):
         nn.Module.__init__(self)
         self.begin(model)

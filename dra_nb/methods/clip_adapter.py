@@ -35,6 +35,7 @@ class CLIPAdapter(Method):
     Config = CLIPAdapterConfig
     presets = dict(published=CLIPAdapterConfig())
     search = {'train.lr': (.002, .006, .02), 'config.share': (.2, .6)}
+    recordable = True
 
     def add(self, generator):
         "The two matrices of the bottleneck."

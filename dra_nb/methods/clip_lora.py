@@ -17,7 +17,6 @@ from ..attach import Beside, towers
 from ..checks import check_number
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
-from ..seeds import generator_for
 
 # %% ../../nbs/2d_clip_lora.ipynb #f8f63cea
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ class LoRAAttention(Beside):
 
     def low_path(self, x):
         "scale · B A drop(x) for queries, keys and values: (B,N,3d)."
-        generator = None
-        if self.step is not None:
-            generator = generator_for(f'dropout {self.name}', *self.step, x.device)
+        generator = self.random_source(f'dropout {self.name}', x.device)
         first, total = self.rows or (0, len(x))          # these sequences are a part of so many
         drawn = torch.rand((3, total, *x.shape[1:]), generator=generator, device=x.device)
         kept = drawn[:, first:first+len(x)] >= self.dropout
@@ -102,6 +99,7 @@ class CLIPLoRA(Method):
     Config = CLIPLoRAConfig
     presets = dict(published=CLIPLoRAConfig())
     search = {'train.lr': (2e-4, 6e-4, .002), 'config.rank': (2, 8)}
+    recordable = True
 
     def add(self, generator):
         "Attentions with updates: all are made before the first one takes its place."

@@ -65,7 +65,8 @@ class CoCoOp(CoOp):
         found = []
         for part in parts:
             if again:
-                found.append(checkpoint(self.pair_logits, part, use_reentrant=False))
+                found.append(checkpoint(self.pair_logits, part, use_reentrant=False,
+                                        preserve_rng_state=False))
             else:
                 found.append(self.pair_logits(part))
         return torch.cat(found)

@@ -285,6 +285,13 @@ class DRAControl(PlainAdapter):
     presets = dict(likely=ControlConfig.likely(), recommended=ControlConfig.recommended())
     of_classes = (*PlainAdapter.of_classes, 'kinds', 'frozen_text')
 
+    @property
+    def recordable(self):
+        "Yes, unless an order comes from outside and is another one in every step."
+        c = self.config
+        own = {'eq10', 'learned', 'same', 'none', 'class-token'}
+        return {c.tokens, c.text} <= own and c.channels in ('eq12', 'learned', 'identity')
+
     def begin(self, model):
         super().begin(model)
         self.kinds = None          # of the prompts' tokens, as `token_kinds` has them
@@ -324,11 +331,11 @@ class DRAControl(PlainAdapter):
         first = trainer.step % trainer.per_epoch*size
         rows = trainer.order[first:first+size]
         grid = self.model.visual.grid_size[0]
+        if source != 'chance' and source not in FROM_MASKS:
+            return None
         chance = self.chance('image', trainer, (len(rows), 1+grid**2))
         if source == 'chance':
             return chance
-        if source not in FROM_MASKS:
-            return None
         masks = trainer.images.crop_alike(trainer.epoch, rows, self.masks[rows])
         shares = patch_shares(masks, grid).to(self.device)
         if source == 'other-mask':
@@ -340,11 +347,11 @@ class DRAControl(PlainAdapter):
     def text_importance(self, trainer)->Tensor|None:
         "Of the tokens of the prompts, (C,N); None where modules find it themselves."
         source = self.config.text
+        if source != 'chance' and source not in FROM_NAMES:
+            return None
         chance = self.chance('text', trainer, self.kinds.shape)
         if source == 'chance':
             return chance
-        if source not in FROM_NAMES:
-            return None
         height = self.kinds/2
         return (1-height if source == 'name-reversed' else height)+TIE*chance
 

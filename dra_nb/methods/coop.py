@@ -42,6 +42,7 @@ class CoOp(Method):
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())
     search = {'train.lr': (.002, .006, .02), 'config.words': ('a photo of a', '')}
+    recordable = True
 
     def add(self, generator):
         "The context: the embeddings of words, or small random numbers."

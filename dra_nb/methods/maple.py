@@ -40,6 +40,7 @@ class MaPLe(Method):
     Config = MaPLeConfig
     presets = dict(published=MaPLeConfig())
     search = {'train.lr': (.0035, .01, .035), 'config.depth': (9, 3)}
+    recordable = True
 
     def add(self, generator):
         "The first prompts and maps; settings that do not fit the CLIP are refused."

@@ -77,6 +77,7 @@ class MMA(Method):
     Config = MMAConfig
     presets = dict(published=MMAConfig())
     search = {'train.lr': (.0015, .005, .015), 'config.scale': (.001, .1)}
+    recordable = True
 
     def add(self, generator):
         "An adapter beside every block from `start` on; S of a block serves both towers."

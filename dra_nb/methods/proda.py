@@ -73,6 +73,7 @@ class ProDA(Method):
     Config = ProDAConfig
     presets = dict(published=ProDAConfig())
     search = {'train.lr': (.001, .003, .01), 'config.diversity': (.1, 0.)}
+    recordable = True
 
     def begin(self, model):
         super().begin(model)
@@ -157,4 +158,9 @@ class ProDA(Method):
 
     def draw(self, when=None):
         super().draw(when)
-        self.chosen = None if when is None else self.choose(*when)
+        if when is None:
+            self.chosen = None
+        elif self.chosen is None:
+            self.chosen = self.choose(*when)
+        else:
+            self.chosen.copy_(self.choose(*when))     # where a recorded step looks for it

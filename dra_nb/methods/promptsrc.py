@@ -64,6 +64,7 @@ class PromptSRC(Method):
     presets = dict(published=PromptSRCConfig())
     search = {'train.lr': (.0025, .008, .025), 'config.text_weight': (25., 5.)}
     of_classes = (*Method.of_classes, 'classnames', 'teacher')
+    recordable = True
 
     def begin(self, model):
         super().begin(model)

@@ -123,6 +123,7 @@ class TipAdapterF(TipAdapter):
     search = {'train.lr': (.001, .003, .01), 'config.alpha': (1.17, 10.)}
     epoch_is_step = False
     buffers_saved = ('values',)
+    recordable = True
 
     def make_keys(self, keys):
         "Keep (n,D) keys, to be trained."
