@@ -175,7 +175,7 @@ def _outcome(first, second):
     "What became of a difference."
     one, two = verdict(*first), verdict(*second)
     if one == 'not decided':
-        return 'not seen' if two == 'not decided' else 'only there'
+        return 'not seen' if two == 'not decided' else 'only in the second'
     if one == two:
         return 'survives'
     return 'does not survive' if two == 'not decided' else 'reversed'
