@@ -108,6 +108,8 @@ class AdapterConfig:
 # %% ../nbs/02_adapter.ipynb #6e699556
 class Adapter(Beside):
     "The plain adapter (Eq. 8): returns the update, which is added to OP(x)."
+    recordable = True
+
     def __init__(self, d:int,                          # width of the tokens
                  config:AdapterConfig=AdapterConfig(), # settings
                  generator:torch.Generator|None=None,  # source of the initial weights

@@ -31,6 +31,7 @@ def towers(
 class Beside(nn.Module):
     "A module beside a frozen one; `forward` returns what is added to the frozen one's output."
     reads_padding = False         # does it use statistics over padding while it trains?
+    recordable = False            # may a GPU repeat its operations from a recording?
 
     def __init__(self):
         super().__init__()
@@ -41,7 +42,7 @@ class Beside(nn.Module):
         self.padding_mask = None  # real text tokens of the batch in hand, bool (C,N)
         self.rows = None          # (first row, rows in all), if the batch is a part of a larger one
         self.step = None          # (seed, step) of the run: what random numbers depend on
-        self.sources = {}         # purpose → its generator on a GPU, kept from step to step
+        self.sources = {}         # (purpose, GPU) → generator, kept from step to step
         self.reg = None           # term for the loss, a scalar, left by a training pass
         self.reg_weight = 1.      # factor on it
 
@@ -53,7 +54,7 @@ class Beside(nn.Module):
         "Remember which step of a run this is; numbers drawn later are a function of it."
         self.step = step
         if step is not None:
-            for purpose,source in self.sources.items():
+            for (purpose, _),source in self.sources.items():
                 source.manual_seed(seed_for(purpose, *step))
 
     def random_source(self, purpose, device):
@@ -62,10 +63,11 @@ class Beside(nn.Module):
             return None
         if torch.device(device).type != 'cuda':
             return generator_for(purpose, *self.step, device)
-        # a recorded step draws from the generator it was recorded with
-        if purpose not in self.sources:
-            self.sources[purpose] = torch.Generator(device)
-        source = self.sources[purpose]
+        # a recorded step draws from the generator it was recorded with, once for each purpose
+        key = purpose, str(device)
+        if key not in self.sources:
+            self.sources[key] = torch.Generator(device)
+        source = self.sources[key]
         if not torch.cuda.is_current_stream_capturing():
             source.manual_seed(seed_for(purpose, *self.step))
         return source

@@ -70,7 +70,7 @@ def rescaling(ratios,         # share of channels per group, most important firs
         factors = [r/kept if kept else 0. for kept in kept_channels(ratios, r)]
     else:
         raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
-    return _on_device(tuple(factors), device, dtype)
+    return _on_device(tuple(factors), device, dtype or torch.get_default_dtype())
 
 # %% ../nbs/06_masking.ipynb #55281b4d
 def token_groups(token_places:Tensor,     # place of every token, (B,N)

@@ -226,3 +226,24 @@ def test_base_new_of_any_size(n):
 def test_bad_settings_are_named(bad, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(**bad)
+
+
+def test_what_a_gpu_may_record(shots):
+    "Batches of one size, after the first steps, where a method says that all steps are alike."
+    method = as_method(add(tiny(), RANKED))
+    trainer = Trainer(method, shots, TrainConfig(batch_size=4))
+    whole = torch.zeros(4, 3, 32, 32)
+    trainer.unrecorded = 3
+    assert not trainer.can_record(whole)                     # on a CPU nothing is recorded
+    trainer.device = torch.device('cuda')
+    assert trainer.can_record(whole) and not trainer.can_record(whole[:3])
+    trainer.may_record = False
+    assert not trainer.can_record(whole)
+    trainer.may_record = True
+    method.text_chunk = 2
+    assert not trainer.can_record(whole)
+    method.text_chunk = None
+    with torch.autograd.set_detect_anomaly(True):
+        assert not trainer.can_record(whole)
+    trainer.unrecorded = 2
+    assert not trainer.can_record(whole)

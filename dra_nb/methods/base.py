@@ -45,7 +45,8 @@ class Method(nn.Module):
     presets = {}       # name → settings; the first is the default
     search = {}        # 'train.NAME' or 'config.NAME' → values of the small search on glyph-clip
     epoch_is_step = False  # does an epoch see all shots at once?
-    recordable = False     # are a step's operations the same, whatever the numbers? (page 12)
+    recordable = False     # may a GPU repeat a recorded step? Its losses must be the same
+                           # operations in every step, whatever the numbers
     knows_shifts = True    # are the classes of the shots known on another set that has them?
     buffers_saved = () # names of buffers that belong to what was learned
     of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
@@ -427,11 +428,13 @@ def build_method(
 # %% ../../nbs/55_methods.ipynb #1cd45d16
 class Carried(Method):
     "A CLIP with whatever it carries already."
-    recordable = True
-
     def __init__(self, model):
         nn.Module.__init__(self)
         self.begin(model)
+
+    @property
+    def recordable(self):
+        return all(m.recordable for m in attached(self.model).values())
 
 def as_method(
     model  # an open_clip CLIP, or a `Method`

@@ -110,6 +110,8 @@ def class_token_attention(
 # %% ../../nbs/2h_dra_control.ipynb #82189917
 class ControlledDRA(DRA):
     "A DRA module whose token and channel scores come from a source of choice."
+    recordable = False        # a source may be another one in every step
+
     def __init__(self,
                  d:int,                                # width of the tokens
                  tower:str,                            # 'image' or 'text'

@@ -78,6 +78,7 @@ class ProDA(Method):
     def begin(self, model):
         super().begin(model)
         self.chosen = None       # sentences of the step in hand; all if None
+        self.drawn = None        # where their numbers are kept
 
     def add(self, generator):
         "The vectors of all sentences."
@@ -158,9 +159,9 @@ class ProDA(Method):
 
     def draw(self, when=None):
         super().draw(when)
-        if when is None:
-            self.chosen = None
-        elif self.chosen is None:
-            self.chosen = self.choose(*when)
-        else:
-            self.chosen.copy_(self.choose(*when))     # where a recorded step looks for it
+        self.chosen = None
+        if when is not None:
+            chosen = self.choose(*when)
+            if self.drawn is None:
+                self.drawn = torch.empty_like(chosen)
+            self.chosen = self.drawn.copy_(chosen)    # where a recorded step looks for it
