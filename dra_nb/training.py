@@ -122,7 +122,8 @@ class RecordedStep:
             self.graph.replay()
         for p,gradient in zip(self.weights, self.gradients):
             p.grad = gradient
-        self.method.accuracy = self.accuracy.clone()
+        if self.accuracy is not None:
+            self.method.accuracy = self.accuracy.clone()
         return self.terms
 
 # %% ../nbs/12_training.ipynb #a2085801
