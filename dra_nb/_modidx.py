@@ -1427,6 +1427,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'dra_nb.training.RecordedStep.repeat': ('training.html#recordedstep.repeat', 'dra_nb/training.py'),
                                  'dra_nb.training.Trainer': ('training.html#trainer', 'dra_nb/training.py'),
                                  'dra_nb.training.Trainer.__init__': ('training.html#trainer.__init__', 'dra_nb/training.py'),
+                                 'dra_nb.training.Trainer.backward': ('training.html#trainer.backward', 'dra_nb/training.py'),
                                  'dra_nb.training.Trainer.batch': ('training.html#trainer.batch', 'dra_nb/training.py'),
                                  'dra_nb.training.Trainer.call': ('training.html#trainer.call', 'dra_nb/training.py'),
                                  'dra_nb.training.Trainer.can_record': ('training.html#trainer.can_record', 'dra_nb/training.py'),

@@ -294,15 +294,17 @@ class Steps:
     def precision(self):
         return nullcontext()
 
-    def loss_terms(self, images, labels):
+    def backward(self, loss):
         self.optimizer.zero_grad()
+        loss.backward()
+
+    def loss_terms(self, images, labels):
         terms = self.method.losses(images, labels)
-        sum(terms.values()).backward()
+        self.backward(sum(terms.values()))
         return terms
 
     def update(self, loss):
-        self.optimizer.zero_grad()
-        loss.backward()
+        self.backward(loss)
         self.optimizer.step()
 
 

@@ -26,8 +26,7 @@ from matplotlib.figure import Figure
 from .protocols import find_protocol
 from .results import by_target, device_name
 from .runs import find_dataset, find_run, grid, make, make_runs
-from .speed import (Stopwatch, Variant, inference_speed, speed_dataset,
-                                warm_steps)
+from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
 from .tables import target_kind, to_table
