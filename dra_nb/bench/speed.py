@@ -665,32 +665,33 @@ def _by_method(record):
 
 def method_table(
     records:dict,      # heading → times of a CLIP
+    kind='step',       # or 'test'
     format='markdown'  # as for `to_table`
 )->str:
-    "Times as ratios to CoOp's in the same run, and the FLOPs of the first record's steps."
+    "Times as ratios to CoOp's in the same run; beside steps the FLOPs of the first record's."
     known = {heading: _by_method(r) for heading,r in records.items()}
     lines = []
     for name,first in next(iter(known.values())).items():
-        flops = first['step_flops']
-        line = {'method': name, 'GFLOP a step': f'{flops/1e9:.1f}' if first['step_ratio'] else ''}
-        for kind in ('step', 'test'):
-            for heading,rows in known.items():
-                line[f'{kind}, {heading}'] = _ratio(rows[name], kind)
+        line = {f'{kind} of': name}
+        if kind == 'step':
+            line['GFLOP'] = f"{first['step_flops']/1e9:.1f}" if first['step_ratio'] else ''
+        for heading,rows in known.items():
+            line[heading] = _ratio(rows[name], kind)
         lines.append(line)
     return to_table(lines, format)
 
 def memory_table(
     records:dict,      # heading → memory of the same CLIP
+    kind='whole',      # or 'chunks'
     format='markdown'  # as for `to_table`
 )->str:
     "Most bytes that live at once in a training step, in GiB."
     known = {heading: _by_method(r) for heading,r in records.items()}
     lines = []
     for name,first in next(iter(known.values())).items():
-        line = {'method': name, 'weights': f"{first['weights']/2**30:.2f}"}
-        for kind in ('whole', 'chunks'):
-            for heading,rows in known.items():
-                line[f'{kind}, {heading}'] = f'{rows[name][kind]/2**30:.2f}'
+        line = {kind: name, 'weights': f"{first['weights']/2**30:.2f}"}
+        for heading,rows in known.items():
+            line[heading] = f'{rows[name][kind]/2**30:.2f}'
         lines.append(line)
     return to_table(lines, format)
 
