@@ -674,7 +674,7 @@ def method_table(
     for name,first in next(iter(known.values())).items():
         line = {f'{kind} of': name}
         if kind == 'step':
-            line['GFLOP'] = f"{first['step_flops']/1e9:.1f}" if first['step_ratio'] else ''
+            line['GFLOP'] = f"{first['step_flops']/1e9:.0f}" if first['step_ratio'] else ''
         for heading,rows in known.items():
             line[heading] = _ratio(rows[name], kind)
         lines.append(line)
