@@ -175,7 +175,11 @@ def _settings(args, dataset):
     config = set_fields(config, changes) if changes else config
     short = {'epochs': args.epochs, 'lr': args.lr}
     given = {name: word for name,word in short.items() if word is not None}
-    train = set_fields(train, {**read_changes(args.train), **given})
+    changes = read_changes(args.train, 'train')
+    for name in changes.keys() & given.keys():
+        raise ValueError(f'train: got {name}={changes[name]} and --{name} {given[name]}, allowed '
+                         'is one of them')
+    train = set_fields(train, {**changes, **given})
     if not train.epochs:
         raise ValueError('epochs: got 0, allowed are whole numbers from 1')
     return cls, preset, config, train
@@ -457,7 +461,8 @@ def _evaluate(args):
     _warn_of_photographs(args, data.test)
     start = time.perf_counter()
     method = _with_weights(args)
-    found = accuracy(method, data.test, data.classnames, template)
+    seen = method.knows(data.classnames, data.name)
+    found = accuracy(method, data.test, data.classnames, template, seen=seen)
     print(f'{data.name}, {args.subset} classes: {found:.2f} % of {len(data.test)} images '
           f'({len(data.classnames)} classes), "{template}"')
     if args.out:
@@ -660,7 +665,7 @@ def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
     from dra_nb.bench.runs import find_dataset, make_runs
     from dra_nb.recipes import read_changes
-    config, train = read_changes(args.set), read_changes(args.train)
+    config, train = read_changes(args.set), read_changes(args.train, 'train')
     runs = []
     for place in datasets:
         dataset, _ = find_dataset(place, args.root)
@@ -810,8 +815,18 @@ def _check_paper(args):
     args.seeds = _seed_numbers(args.seed_words)
     for seed in args.seeds or ():
         check_number('seeds', seed, least=0, most=2**63-1, whole=True)
+    if args.plan and args.done:
+        raise ValueError('done: got --plan as well, allowed is one of them')
+    for name,usual in (('tflops', 400.), ('share', .2)):
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
+        elif not args.plan:
+            raise ValueError(f'{name}: got {getattr(args, name):g} without --plan, which alone '
+                             'uses it')
     check_number('tflops', args.tflops, above=0)
     check_number('share', args.share, above=0, most=1)
+    if os.path.isfile(args.out) or args.done and not os.path.isdir(args.out):
+        raise ValueError(f'out: got {args.out}, allowed is a folder of results')
     if args.plan and args.save and args.table.startswith('fig'):
         raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '
                          '--plan alone')
@@ -898,11 +913,13 @@ def _efficiency(args, plan):
 def _paper_text(args, plan, records):
     "The table, as text."
     from dra_nb.bench.paper import efficiency_table, missing_line, show_table
+    from dra_nb.bench.tables import beside_table
     command = _paper_command(args)
     if args.table != 'table6':
         return show_table(plan, records, args.format, command)
-    parts = [efficiency_table(plan, _efficiency(args, plan), records, args.format)]
-    return '\n\n'.join(filter(None, [*parts, missing_line(plan, records, command)]))
+    parts = [efficiency_table(plan, _efficiency(args, plan), records, args.format),
+             beside_table(missing_line(plan, records, command), args.format)]
+    return '\n\n'.join(filter(None, parts))
 
 # %% ../nbs/14_cli.ipynb #a53c9d63
 def _paper(args):
@@ -910,6 +927,7 @@ def _paper(args):
     from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table, save_svg,
                                     table_rows)
     from dra_nb.bench.plan import jobs_of_plan, jobs_of_public, plan_text
+    from dra_nb.bench.results import read_results
     from dra_nb.files import write_atomically
     def show(text):
         print(text)
@@ -931,6 +949,8 @@ def _paper(args):
     if args.table == 'fig4' and args.done and not (weights/plan.runs[0].key).exists():
         raise ValueError(f'done: got no weights of {plan.runs[0].key} in {weights}; without '
                          '--done they are trained')
+    if args.done:
+        read_results(args.out)                       # names what is damaged
     records = plan.done(args.out) if args.done else _make_paper(args, plan)
     figure = None
     if args.table == 'fig4':
@@ -972,10 +992,10 @@ def _paper_arguments(parser):
                         help='markdown, latex, text or csv (default: %(default)s)')
     parser.add_argument('--save', help='file for the table, or for a figure (SVG; default: '
                         'fig3.svg, fig4.svg)')
-    parser.add_argument('--tflops', type=float, default=400.,
-                        help='of --plan: what the card does at most (default: %(default)g)')
-    parser.add_argument('--share', type=float, default=.2,
-                        help='of --plan: how much of that is reached (default: %(default)g)')
+    parser.add_argument('--tflops', type=float,
+                        help='of --plan: what the card does at most (default: 400)')
+    parser.add_argument('--share', type=float,
+                        help='of --plan: how much of that is reached (default: 0.2)')
     _workers_argument(parser)
     _text_chunk_argument(parser)
     parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '

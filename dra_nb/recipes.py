@@ -169,15 +169,19 @@ def set_fields(
     return replace(config, **values)
 
 def read_changes(
-    words:list  # such as ['rank=16', 'ratios=1,0.5']
-)->dict:        # name → word
+    words:list,  # such as ['rank=16', 'ratios=1,0.5']
+    option='set' # what they were given to
+)->dict:         # name → word
     "Split the words NAME=VALUE of a command line."
     changes = {}
     for word in words or []:
         name, sign, value = word.partition('=')
         if not sign or not name.strip():
-            raise ValueError(f'set: got {word!r}, allowed NAME=VALUE, such as rank=16')
-        changes[name.strip()] = value.strip()
+            raise ValueError(f'{option}: got {word!r}, allowed NAME=VALUE, such as rank=16')
+        name, value = name.strip(), value.strip()
+        if changes.setdefault(name, value) != value:
+            raise ValueError(f'{option}: got {name}={changes[name]} and {name}={value}, allowed is '
+                             'one of them')
     return changes
 
 # %% ../nbs/54_recipes.ipynb #0b1a4b38

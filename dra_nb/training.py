@@ -434,10 +434,11 @@ def fit(
         config = method.own_recipe(dataset=getattr(dataset, 'name', ''))
     _check_fit(method, dataset, config, text_chunk, every)
     check_images_readable(dataset.train, dataset.name)
+    method.trained_on = list(dataset.classnames)
+    method.trained_set = getattr(dataset, 'name', None)
     if not config.epochs:
         return []
     method.train()
-    method.trained_on = list(dataset.classnames)
     method.text_chunk = text_chunk
     method.truncate_text = config.truncate_text
     try:

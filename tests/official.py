@@ -16,6 +16,7 @@ import json
 import math
 import re
 import sys
+import zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -276,7 +277,7 @@ def case_of(file):
     "The class of cases that is right for a file."
     letters = re.match('[a-z]*', file.method.lower().replace('-', '')).group()
     if letters not in CASES:
-        raise Deviation(f'{file.path}: method {file.method!r} is not known here, '
+        raise Deviation(f'method {file.method!r} is not known here, '
                         f'known are {", ".join(CASES)}')
     return CASES[letters]
 
@@ -314,6 +315,7 @@ class Case:
     own = ''
     terms = dict(ce=('ce', 1.))     # official loss term → (term of `losses`, its weight there)
     uncompared = ()                 # keys that say nothing about our code
+    required = ('logits', 'loss_total')     # without them a file proves nothing
 
     def __init__(self, file, setting='', double=False):
         self.file = file
@@ -458,6 +460,9 @@ class Case:
 
     def check_values(self, compare, method):
         "Features, logits, terms of the loss."
+        lacking = [key for key in self.required if key not in self.arrays]
+        if lacking:
+            raise Deviation(f'{compare.label}: the file lacks {", ".join(lacking)}')
         for key,value in self.values(method).items():
             if key not in self.arrays:
                 continue
@@ -1158,8 +1163,14 @@ def main(words):
     for path in paths:
         try:
             comparisons, left = compare_file(path)
-        except Deviation as deviation:
-            print(deviation)
+        except (Deviation, AssertionError) as deviation:
+            print(f'{path}: {deviation}')
+            return 1
+        except KeyError as lacking:
+            print(f'{path}: the file lacks {lacking}')
+            return 1
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            print(f'{path}: no file of official numbers ({error})')
             return 1
         compared[str(path)] = comparisons
         if as_table:

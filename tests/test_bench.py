@@ -43,6 +43,20 @@ def numbers(records):
     return [(r.key, r.metrics, r.train) for r in records]
 
 
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_run_that_diverges_is_named_and_the_others_are_made(world, tmp_path, workers):
+    runs = []
+    for rate in (.01, 1e6, .02):
+        runs += make_runs(['adapter'], seeds=[1], train=dict(epochs=20, lr=rate), **world)
+    with pytest.raises(ValueError) as error:
+        run_missing(runs, tmp_path, workers)
+    said = str(error.value)
+    assert said.startswith('1 of 3 runs diverged: adapter on own, seed 1: the loss became')
+    assert said.endswith(f'; the other 2 are in {tmp_path}') and 'are kept' not in said
+    assert {r.key for r in read_results(tmp_path)} == {runs[0].key, runs[2].key}
+    assert not list(tmp_path.glob('.*.claim'))
+
+
 def test_resumes_and_repeats(world, tmp_path):
     methods, shown = ['zero-shot', 'adapter'], []
     table = dict(methods=methods, seeds=[1, 2], train=dict(epochs=1), **world)

@@ -622,6 +622,9 @@ MISTAKES = {
     'bad learning rate': ('fit vehicles --train lr=-1 --out {tmp}/w', 'lr: got -1'),
     'infinite learning rate': ('fit vehicles --train lr=inf --out {tmp}/w', 'lr: got inf'),
     'huge learning rate': ('fit vehicles --train lr=1e39 --out {tmp}/w', 'lr: got 1e+39'),
+    'epochs twice': ('fit vehicles --epochs 1 --train epochs=2 --out {tmp}/w',
+                     'train: got epochs=2 and --epochs 1'),
+    'two rates': ('fit vehicles --train lr=1 lr=2 --out {tmp}/w', 'train: got lr=1 and lr=2'),
     'no epochs': ('fit vehicles --train epochs=0 --out {tmp}/w', 'epochs: got 0'),
     'epochs of 23 digits': ('fit vehicles --train epochs={many} --out {tmp}/w', 'epochs: got 999'),
     'seed beyond 64 bits': (

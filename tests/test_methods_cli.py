@@ -14,9 +14,11 @@ from PIL import Image
 from dra_nb.bench.results import read_results
 from dra_nb.bench.runs import best_point, changed_in_all
 from dra_nb.cli import main
-from dra_nb.methods import METHODS, find_method, method_names
+from dra_nb.data import load_dataset
+from dra_nb.evaluation import accuracy
+from dra_nb.methods import METHODS, find_method, load_method, method_names
 from dra_nb.methods.base import register
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip, save_glyph_clip
 
 COLOURS = ('red', 'green', 'deep_blue', 'grey')
 TRAINABLE = [name for name in method_names() if find_method(name)[0].recipe()[1].epochs]
@@ -89,6 +91,22 @@ def test_same_commands(name, call, pictures, tmp_path):
     for weights in (tmp_path/'w', next((tmp_path/'saved').iterdir())):
         answers.append(call('predict', picture, '--weights', weights, '--top', 2))
     assert answers[0] == answers[1] and answers[0].count('%') == 2
+
+
+def test_on_a_shift_lfa_takes_its_other_matrix_as_bench_does(call, clip, pictures, tmp_path):
+    "Other pictures of the trained classes count as untrained, as in its authors' code."
+    weights, shift = tmp_path/'weights', paint(tmp_path/'shift', COLOURS)
+    call('fit', pictures, '--method', 'lfa', '--shots', 4, '--out', weights)
+    model = load_clip('glyph-clip', clip[3], 'cpu')
+    method = load_method(weights, model)
+    found = {}
+    for folder in (pictures, shift):
+        data = load_dataset(str(folder))
+        seen = method.knows(data.classnames, data.name)
+        assert seen == (folder == pictures)
+        found[folder] = accuracy(method, data.test, data.classnames, data.template, seen=seen)
+        said = call('evaluate', folder, '--weights', weights)
+        assert f' {found[folder]:.2f} % ' in said
 
 
 def test_zero_shot(call, clip, pictures, tmp_path, capsys):

@@ -74,6 +74,33 @@ def test_other_seeds_names_and_sizes(tmp_path):
     assert check_file(path)[1] == []
 
 
+def without(path, target, *keys):
+    "A copy of a file that lacks some arrays."
+    with np.load(path) as stored:
+        arrays = {key: value for key,value in stored.items() if key not in keys}
+    np.savez_compressed(target, **arrays)
+    return target
+
+
+@pytest.mark.parametrize('key', ['logits', 'loss_total', 'tokens', 'loss_history', 'meta',
+                                 'param/prompt_learner.ctx', 'grad/prompt_learner.ctx'])
+def test_a_file_that_lacks_something_does_not_pass(key, tmp_path, capsys):
+    path = without(FILES[0].parent/'coop.npz', tmp_path/'other.npz', key)
+    assert main([str(path)]) == 1
+    said, = capsys.readouterr().out.splitlines()
+    assert said.startswith(str(path)) and key.removeprefix('grad/') in said
+
+
+def test_what_is_no_file_of_numbers_is_named(tmp_path, capsys):
+    text, part = tmp_path/'text.npz', tmp_path/'part.npz'
+    text.write_text('numbers')
+    part.write_bytes((FILES[0].parent/'coop.npz').read_bytes()[:5000])
+    for path in (text, part, tmp_path/'none.npz'):
+        assert main([str(path)]) == 1
+        said, = capsys.readouterr().out.splitlines()
+        assert said.startswith(f'{path}: no file of official numbers')
+
+
 def test_the_table(capsys):
     "A line a file, the largest error of every quantity in it."
     assert main(['--table', str(FILES[0].parent/'coop.npz')]) == 0

@@ -118,6 +118,11 @@ def test_plan_without_the_data(capsys):
     (['table1', '--format', 'word'], "format: got 'word'"),
     (['table1', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai'], 'root: not given'),
     (['table1', '--plan', '--datasets', 'food', '--tflops', '0'], 'tflops'),
+    (['table1', '--tflops', '5'], 'tflops: got 5 without --plan'),
+    (['table1', '--plan', '--done'], 'done: got --plan as well'),
+    (['table1', '--done', '--out', 'nowhere'], 'out: got nowhere, allowed is a folder'),
+    (['fig4', '--plan', '--datasets', 'vehicles', 'food'], 'datasets: got vehicles, food, allowed'),
+    (['fig4', '--plan', '--seeds', '1', '2'], 'seeds: got 1, 2, allowed for fig4 is one'),
 ])
 def test_mistakes_are_one_line(words, why, capsys):
     assert main(['paper', *words]) == 2

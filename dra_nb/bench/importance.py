@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .paper import in_points, margin, published
 from .runs import make_runs
-from .statistics import mean_paired_difference, verdict
+from .statistics import mean_paired_difference, paired_differences, verdict
 from ..data.glyphs import SETS
 from ..dra import recording
 from ..methods.control import (ControlConfig, DRAControl, foreground_pictures, patch_shares,
@@ -74,6 +74,8 @@ COMPARISONS = {
     ('eq10', 'chance'): 'does Eq. 10 with a random W_t know anything?',
     ('learned', 'chance'): 'does Eq. 10 with a learned W_t?',
     ('eq10', 'as printed'): 'should the class token come first?',
+    ('mask', 'none'): 'do ranks by the true foreground help?',
+    ('chance', 'none'): 'do ranks by chance?',
     ('chance', 'same'): 'should ranks differ at all?',
     ('same', 'none'): 'is it only dropout of channels?',
     ('text: name', 'text: chance'): 'does it help to know the name?',
@@ -118,15 +120,17 @@ def by_variant(
 def compare(
     records:list,          # of the control
     metrics=('new', 'hm')
-)->list:                   # dicts: pair, metric, mean, half, paper, verdict
+)->list:                   # dicts: pair, metric, seeds, mean, half, paper, verdict
     "Every comparison that the records have runs for, paired by set and seed."
     named, rows = by_variant(records), []
     for pair in COMPARISONS:
         for metric in metrics:
-            found = mean_paired_difference(named, *pair, metric)
-            if found is not None:
-                said = verdict(*found, margin(metric))
-                rows.append(dict(pair=pair, metric=metric, mean=found[0], half=found[1],
+            gaps = paired_differences(named, *pair, metric)
+            if gaps:
+                mean, half = mean_paired_difference(named, *pair, metric)
+                seeds = max(len(of_set) for of_set in gaps.values())
+                said = verdict(mean, half, margin(metric))
+                rows.append(dict(pair=pair, metric=metric, seeds=seeds, mean=mean, half=half,
                                  paper=paper_effect(pair, metric), verdict=said))
     return rows
 
@@ -143,7 +147,8 @@ def answer(
           'equivalent': 'So a score that finds the foreground better would not help here.',
           'not decided': 'More seeds are needed.'}
     return (f'**{said[row["verdict"]]}**: ranks by the true foreground, minus ranks by chance, '
-            f'give {in_points(row["mean"], row["half"])} on new classes (95 %, over sets). '
+            f'give {in_points(row["mean"], row["half"])} on new classes (95 %, over sets; with '
+            f'a scale of {_SCALE:g} and a rate of {_RATE:g}, three times what is recommended). '
             f'The paper prints {row["paper"]:+.2f} for DRA as a whole. {so[row["verdict"]]}')
 
 # %% ../../nbs/38_importance.ipynb #3faea172

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
-           'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
+           'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
            'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks',
            'missing_line', 'show_table', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4',
            'trained_model', 'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
@@ -29,7 +29,7 @@ from .runs import find_dataset, find_run, grid, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
-from .tables import target_kind, to_table
+from .tables import beside_table, target_kind, to_table
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE, save_svg
@@ -287,6 +287,15 @@ def choose_lines(
             raise ValueError(f'methods: got {name!r}, allowed for {table.name} are {allowed}')
     return tuple(line for line in lines if line.label in methods or line.method in methods)
 
+def check_figure4(
+    datasets=None,  # names
+    seeds=None      # whole numbers
+):
+    "Refuse more than the one data set and seed that Figure 4 is drawn of."
+    for name,given in (('datasets', datasets), ('seeds', seeds)):
+        if given and len(given) > 1:
+            raise ValueError(f'{name}: got {", ".join(map(str, given))}, allowed for fig4 is one')
+
 def plan_table(
     name:str,            # such as 'table1'
     methods=None,        # rows by label or method; all if None
@@ -309,6 +318,7 @@ def plan_table(
         sources = tuple(datasets or sources)
         shown, targets = sources, None
     if name == 'fig4':
+        check_figure4(datasets, seeds)
         sources = shown = sources[:1]
     used = list(dict.fromkeys(line.method for line in lines))
     made = make_runs(used, sources, seeds, table.protocol, clip, pretrained, root, targets=targets,
@@ -560,8 +570,8 @@ def show_table(
     if format == 'csv':
         return table
     differences = to_table(difference_rows(plan, labelled), format)
-    parts = [table, differences, '\n'.join(remarks(plan, rows)),
-             missing_line(plan, records, command)]
+    parts = [table, differences, beside_table('\n'.join(remarks(plan, rows)), format),
+             beside_table(missing_line(plan, records, command), format)]
     return '\n\n'.join(part for part in parts if part)
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
@@ -762,4 +772,6 @@ def efficiency_table(
             row[name] = ours[key]
             row[f'{name}, paper'] = '' if paper is None else f'{paper.value:g}{warning}'
         rows.append(row)
-    return to_table(rows, format) + f'\n\nTimes on {record["device"]}; the paper\'s on an RTX 4090.'
+    times = f'Times on {record["device"]}; the paper\'s on an RTX 4090.'
+    parts = to_table(rows, format), beside_table(times, format)
+    return '\n\n'.join(filter(None, parts))

@@ -19,11 +19,12 @@ from typing import NamedTuple
 import open_clip
 import torch
 
-from .paper import TablePlan, choose_lines, find_table, plan_table
+from .paper import (TablePlan, check_figure4, choose_lines, find_table,
+                                plan_table)
 from .protocols import find_protocol
 from .runs import find_dataset, find_run, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
-from .tables import to_table
+from .tables import beside_table, to_table
 from ..checks import check_number
 from ..clip import image_tower, text_tower
 from ..data.public import PUBLIC_SETS
@@ -347,6 +348,7 @@ def jobs_of_public(
     else:
         sources = tuple(datasets or sources)
     if name == 'fig4':
+        check_figure4(datasets, seeds)
         sources = sources[:1]
     for dataset in (*sources, *targets):
         if dataset not in PUBLIC_SETS:
@@ -389,13 +391,12 @@ def plan_text(
                      'done': sum(job.done for job in own), 'steps to make': f'{steps:,}',
                      'PFLOP': f'{flops/1e15:,.3g}', 'hours': f'{flops/rate/3600:.3g}',
                      'GiB at most': f'{max(job.work.memory for job in own)/2**30:.1f}'})
-    if format == 'csv':
-        return to_table(rows, format)
     hard = max(jobs, key=lambda job: job.work.memory)
-    return (f'{to_table(rows, format)}\n\nHours: {tflops:g} TFLOP/s, of which {share:.0%} are '
+    said = (f'Hours: {tflops:g} TFLOP/s, of which {share:.0%} are '
             f'reached. The most memory takes {hard.label} on {hard.dataset}.\nFLOPs: passes of '
             'the frozen towers, counted, times the passes a method makes, counted on glyph-clip '
             'with the settings of its preset.')
+    return '\n\n'.join(filter(None, (to_table(rows, format), beside_table(said, format))))
 
 # %% ../../nbs/66_plan.ipynb #9b6da2a8
 class Pace:

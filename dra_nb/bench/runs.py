@@ -22,7 +22,7 @@ import traceback
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, lru_cache
 from multiprocessing.connection import wait
@@ -352,7 +352,9 @@ def _outcome(rules, method, source, tests, run, bar, text_chunk):
         found = train_and_test(method, source, tests, recipe, run.seed, bar, text_chunk)
     except TrainingDiverged as e:
         if not rules.may_diverge:
-            raise
+            said = str(e).partition(';')[0]
+            where = f'{run.method} on {run.dataset}, seed {run.seed}'
+            raise TrainingDiverged(f'{where}: {said}', e.step) from None
         nothing = dict.fromkeys([*tests, 'hm'], 0.)
         counts, seconds = dict(train=len(source.train)), dict(train=0., test=0.)
         return dict(metrics=nothing, train=dict(loss=None), counts=counts, seconds=seconds,
@@ -384,34 +386,44 @@ def _find_done(run, folder, save):
         return None
     return record
 
-def _work(runs, folder, patient, finished, **options):
+def _work(runs, folder, patient, finished, diverged, **options):
     "Make what a folder lacks and nobody else is at; if `patient`, wait for what others are at."
     waiting = deque(dict.fromkeys(runs))
-    while waiting:
-        still = deque()
-        for run in waiting:
-            record, new = _find_done(run, folder, options['save']), False
-            if record is None:
-                record, new = _claim_and_make(run, folder, options)
-            if record is None:
-                still.append(run)
-            else:
-                finished(run, record, new)
-        if not patient:
-            return
-        if len(still) == len(waiting):
-            time.sleep(2)
-        waiting = still
+    with ExitStack() as kept:
+        while waiting:
+            still = deque()
+            for run in waiting:
+                record, new = _find_done(run, folder, options['save']), False
+                if record is None:
+                    try:
+                        record, new = _claim_and_make(run, folder, options, kept)
+                    except TrainingDiverged as e:
+                        diverged(run, str(e))
+                        continue
+                if record is None:
+                    still.append(run)
+                else:
+                    finished(run, record, new)
+            if not patient:
+                return
+            if len(still) == len(waiting):
+                time.sleep(2)
+            waiting = still
 
-def _claim_and_make(run, folder, options):
+def _claim_and_make(run, folder, options, kept):
     "The record of a run and whether it is new; None if somebody else is at it."
-    with Claim(folder, run.key) as claim:
+    with ExitStack() as own:
+        claim = own.enter_context(Claim(folder, run.key))
         if not claim:
             return None, False
         record = _find_done(run, folder, options['save'])   # it may have come since the first look
         if record is not None:
             return record, False
-        record = make(run, **options)
+        try:
+            record = make(run, **options)
+        except TrainingDiverged:
+            kept.enter_context(own.pop_all())               # so that no other process tries it now
+            raise
         write_record(folder, record)
         return record, True
 
@@ -444,8 +456,11 @@ def _serve(runs, folder, options, parent, pipe):
         if new:
             pipe.send(('made', run.key))
 
+    def diverged(run, said):
+        pipe.send(('diverged', (run.key, said)))
+
     try:
-        _work(runs, folder, False, finished, **options)
+        _work(runs, folder, False, finished, diverged, **options)
     except (ValueError, OSError) as e:
         pipe.send(('refused', str(e)))
     except Exception:
@@ -475,7 +490,7 @@ def _end(processes):
             p.kill()
             p.join()
 
-def _in_processes(runs, folder, workers, finished, options):
+def _in_processes(runs, folder, workers, finished, diverged, options):
     "The loop in several processes."
     context = multiprocessing.get_context('spawn')
     by_key = {run.key: run for run in runs}
@@ -491,14 +506,14 @@ def _in_processes(runs, folder, workers, finished, options):
             pipes[ours] = process
         while pipes:
             for pipe in wait(list(pipes)):
-                _hear(pipe, pipes, folder, by_key, finished)
+                _hear(pipe, pipes, folder, by_key, finished, diverged)
     finally:
         _end(processes)
 
-def _hear(pipe, pipes, folder, by_key, finished):
+def _hear(pipe, pipes, folder, by_key, finished, diverged):
     "Take a message of a worker."
     try:
-        what, text = pipe.recv()
+        what, told = pipe.recv()
     except EOFError:                                                   # it has ended
         process = pipes.pop(pipe)
         process.join()
@@ -507,11 +522,14 @@ def _hear(pipe, pipes, folder, by_key, finished):
                   file=sys.stderr)
         return
     if what == 'made':
-        finished(by_key[text], find_record(folder, text), True)
+        finished(by_key[told], find_record(folder, told), True)
+    elif what == 'diverged':
+        key, said = told
+        diverged(by_key[key], said)
     elif what == 'refused':
-        raise ValueError(text)
+        raise ValueError(told)
     else:
-        raise RuntimeError(text)
+        raise RuntimeError(told)
 
 # %% ../../nbs/61_runs.ipynb #d64f745e
 def _remote_make(run, options):
@@ -549,7 +567,7 @@ def _with_whole_paths(run):
     root = os.path.abspath(run.root) if run.root else None
     return replace(run, place=place, target_places=targets, root=root, pretrained=pretrained)
 
-def _on_cluster(runs, folder, address, finished, options):
+def _on_cluster(runs, folder, address, finished, diverged, options):
     "A task a run; results come back to the folder."
     runs = [_with_whole_paths(run) for run in runs]
     if options['save']:
@@ -557,7 +575,7 @@ def _on_cluster(runs, folder, address, finished, options):
     ray, ours = _connect(address)
     try:
         with ending_cleanly():                              # Ray sets handlers of its own
-            _send(ray, runs, folder, finished, options)
+            _send(ray, runs, folder, finished, diverged, options)
     finally:
         if ours:
             ray.shutdown()
@@ -566,7 +584,7 @@ def _slots(ray, kind):
     "How many tasks to have under way: twice what runs at once."
     return 2*max(1, int(ray.cluster_resources().get(kind, 1)))
 
-def _send(ray, runs, folder, finished, options):
+def _send(ray, runs, folder, finished, diverged, options):
     kind = 'GPU' if runs[0].device == 'cuda' else 'CPU'
     task = ray.remote(num_cpus=1, num_gpus=int(kind == 'GPU'), max_retries=5)(_remote_make)
     waiting, under_way = deque(dict.fromkeys(runs)), {}
@@ -580,11 +598,15 @@ def _send(ray, runs, folder, finished, options):
             ready, _ = ray.wait(list(under_way), timeout=5)
             for ref in ready:
                 run, claim = under_way[ref]
-                record = _get(ray, ref)
-                write_record(folder, record)
+                try:
+                    record = _get(ray, ref)
+                except TrainingDiverged as e:
+                    diverged(run, str(e))
+                else:
+                    write_record(folder, record)
+                    finished(run, record, True)
                 claim.release()
                 del under_way[ref]
-                finished(run, record, True)
     finally:
         for ref,(_, claim) in under_way.items():
             ray.cancel(ref, force=True)
@@ -635,12 +657,15 @@ def run_missing(
     "Make the runs that a folder lacks."
     runs = list(dict.fromkeys(runs))
     _refuse_equal_names(runs)
-    done, options = {}, dict(device=device, save=save, text_chunk=text_chunk)
+    done, broken, options = {}, {}, dict(device=device, save=save, text_chunk=text_chunk)
 
     def finished(run, record, new):
         done[run.key] = record
         if new and show:
             show(record, len(done), len(runs))
+
+    def diverged(run, said):
+        broken[run.key] = said
 
     for run in runs:
         record = _find_done(run, folder, save)
@@ -651,11 +676,16 @@ def run_missing(
         read_results(folder)                                           # names what is damaged
         with ending_cleanly():
             if ray:
-                _on_cluster(lacking, folder, ray, finished, options)
+                _on_cluster(lacking, folder, ray, finished, diverged, options)
             elif workers > 1 and len(lacking) > 1:
-                _in_processes(lacking, folder, min(workers, len(lacking)), finished, options)
-            left = [run for run in lacking if run.key not in done]
-            _work(left, folder, True, finished, **options)
+                processes = min(workers, len(lacking))
+                _in_processes(lacking, folder, processes, finished, diverged, options)
+            left = [run for run in lacking if run.key not in done and run.key not in broken]
+            _work(left, folder, True, finished, diverged, **options)
+    if broken:
+        others = f'; the other {len(done)} are in {folder}' if done else ''
+        raise ValueError(f'{len(broken)} of {len(runs)} runs diverged: '
+                         f'{"; ".join(broken.values())}{others}')
     return [done[run.key] for run in runs]
 
 def bench(

@@ -81,6 +81,7 @@ class Method(nn.Module):
         self.config = None
         self.preset_name = None  # of the settings; None: that of this CLIP
         self.trained_on = None   # names of the classes it was trained on, where that is known
+        self.trained_set = None  # name of the data set of the shots, where that is known
         self.prompts = None      # of the classes in hand
         self.seen = True         # was the method trained on them?
         self.start = None        # (first block, its input): prompts below what is trained
@@ -140,10 +141,13 @@ class Method(nn.Module):
         return train
 
     def knows(self,
-              classnames:list   # to be told apart
+              classnames:list,  # to be told apart
+              dataset=None      # name of the set they are of, where that is known
              )->bool:
         "Was it trained on these classes, in this order? Yes where nobody said on which."
-        return self.trained_on in (None, list(classnames))
+        same_set = None in (dataset, self.trained_set) or dataset == self.trained_set
+        same_classes = self.trained_on in (None, list(classnames))
+        return same_classes and (same_set or self.knows_shifts)
 
     @property
     def device(self):
@@ -498,6 +502,8 @@ def load_method(
     config = config_from(cls.Config, facts.get('config'), path) if cls.Config else None
     method = cls(model, config)
     method.trained_on = facts.get('classnames')
+    run = facts.get('run')
+    method.trained_set = (run if isinstance(run, dict) else facts).get('dataset')
     try:
         method.make_room(tensors)
         copy_tensors(method.state(), tensors, path)
