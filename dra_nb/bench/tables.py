@@ -272,7 +272,7 @@ METHOD_STYLES = {                   # method → colour, marker
     'metaprompt': ('#b07a00', '*'),
     'maple': ('#6474d9', 'd'),
     'promptsrc': ('#8a63d2', 'X'),
-    'mma': ('#d0628f', 'o'),
+    'mma': ('#2a9d5c', 'o'),
     'clip-adapter': ('#b5606a', 's'),
     'clip-lora': ('#b055c8', 'v'),
     'lfa': ('#d43d3d', 'h'),
