@@ -16,6 +16,7 @@ from dra_nb.bench.runs import best_point, changed_in_all
 from dra_nb.cli import main
 from dra_nb.data import load_dataset
 from dra_nb.evaluation import accuracy
+from dra_nb.files import read_tensors, write_tensors
 from dra_nb.methods import METHODS, find_method, load_method, method_names
 from dra_nb.methods.base import register
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip, save_glyph_clip
@@ -217,3 +218,13 @@ def test_shots_vote_for_their_own_classes(call, pictures, tmp_path):
     assert call(*own, *weights) == call('predict', picture, *weights) != call(*own)
     names = paint(tmp_path/'others', ('one', 'two', 'three', 'four'))
     assert percent(call('evaluate', names, *weights)) == percent(call('evaluate', names))
+
+
+def test_votes_of_another_form_are_named(call, clip, pictures, tmp_path):
+    "A file whose labels are a row, not a table, says which tensor does not fit."
+    call('fit', pictures, '--method', 'tip-adapter', '--shots', 2, '--out', tmp_path/'w')
+    path = tmp_path/'w'/'weights.safetensors'
+    tensors, facts = read_tensors(path)
+    write_tensors(path, dict(tensors, values=tensors['values'].amax(1)), facts)
+    with pytest.raises(ValueError, match='weights.safetensors: holds (keys|values) of shape'):
+        load_method(tmp_path/'w', load_clip('glyph-clip', clip[3], 'cpu'))

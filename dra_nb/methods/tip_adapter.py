@@ -111,8 +111,9 @@ class TipAdapter(Method):
 
     def make_room(self, tensors):
         "As many keys and classes as a file holds."
-        if 'keys' in tensors and 'values' in tensors:
-            shots, classes = tensors['values'].shape
+        values = tensors.get('values')
+        if 'keys' in tensors and values is not None and values.ndim == 2:
+            shots, classes = values.shape
             self.make_keys(self.zeros(shots, self.keys.shape[1]))
             self.values = self.zeros(shots, classes)
 
