@@ -448,6 +448,7 @@ def _evaluate(args):
     from dra_nb.bench.results import versions
     from dra_nb.data import load_dataset
     from dra_nb.evaluation import accuracy, append_result
+    from dra_nb.methods import as_method
     _check_model(args)
     _check_file(args.out)
     facts = _facts(args)
@@ -461,7 +462,7 @@ def _evaluate(args):
     _warn_of_photographs(args, data.test)
     start = time.perf_counter()
     method = _with_weights(args)
-    seen = method.knows(data.classnames, data.name)
+    seen = as_method(method).knows(data.classnames, data.name)
     found = accuracy(method, data.test, data.classnames, template, seen=seen)
     print(f'{data.name}, {args.subset} classes: {found:.2f} % of {len(data.test)} images '
           f'({len(data.classnames)} classes), "{template}"')
@@ -825,7 +826,7 @@ def _check_paper(args):
                              'uses it')
     check_number('tflops', args.tflops, above=0)
     check_number('share', args.share, above=0, most=1)
-    if os.path.isfile(args.out) or args.done and not os.path.isdir(args.out):
+    if os.path.isfile(args.out):
         raise ValueError(f'out: got {args.out}, allowed is a folder of results')
     if args.plan and args.save and args.table.startswith('fig'):
         raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '

@@ -299,7 +299,7 @@ def test_a_cluster_gets_whole_paths(world, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_runs, '_connect', lambda address: (None, False))
     sent = []
 
-    def send(ray, runs, folder, finished, options):
+    def send(ray, runs, folder, finished, diverged, options):
         monkeypatch.chdir(tmp_path)
         sent.extend(bench_runs.make(run, **options) for run in runs)
 
@@ -308,7 +308,7 @@ def test_a_cluster_gets_whole_paths(world, tmp_path, monkeypatch):
     adapter, = make_runs(['adapter'], train=dict(epochs=1), **given)
     for one in (run, named, adapter):
         options = dict(device=None, save='kept')
-        bench_runs._on_cluster([one], tmp_path, True, None, options)
+        bench_runs._on_cluster([one], tmp_path, True, None, None, options)
         monkeypatch.chdir(Path(world['datasets'][0]).parent)
     assert [r.key for r in sent] == [run.key, named.key, adapter.key]
     assert Path('kept', adapter.key).is_dir()
