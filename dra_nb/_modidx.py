@@ -446,6 +446,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'dra_nb.cli._pretrain_arguments': ('cli.html#_pretrain_arguments', 'dra_nb/cli.py'),
                             'dra_nb.cli._rank_figure': ('cli.html#_rank_figure', 'dra_nb/cli.py'),
                             'dra_nb.cli._read_efficiency': ('cli.html#_read_efficiency', 'dra_nb/cli.py'),
+                            'dra_nb.cli._refuse_file': ('cli.html#_refuse_file', 'dra_nb/cli.py'),
                             'dra_nb.cli._report_line': ('cli.html#_report_line', 'dra_nb/cli.py'),
                             'dra_nb.cli._say': ('cli.html#_say', 'dra_nb/cli.py'),
                             'dra_nb.cli._searched': ('cli.html#_searched', 'dra_nb/cli.py'),

@@ -278,10 +278,14 @@ def _clip_facts(args):
 def _check_folder(folder, name='out'):
     "Refuse a place where no folder can be made or written to, before any work."
     folder = Path(folder)
+    _refuse_file(folder, name)
+    _check_place(folder, name)
+
+def _refuse_file(folder, name='out'):
+    "Refuse a file where a folder is wanted."
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'{name}: got {str(folder)!r}, which is no folder; allowed is a folder, '
                          'or a new name')
-    _check_place(folder, name)
 
 def _check_place(path, name='out'):
     "Refuse a path below something that is no folder, or cannot be written to."
@@ -818,16 +822,12 @@ def _check_paper(args):
         check_number('seeds', seed, least=0, most=2**63-1, whole=True)
     if args.plan and args.done:
         raise ValueError('done: got --plan as well, allowed is one of them')
-    for name,usual in (('tflops', 400.), ('share', .2)):
-        if getattr(args, name) is None:
-            setattr(args, name, usual)
-        elif not args.plan:
-            raise ValueError(f'{name}: got {getattr(args, name):g} without --plan, which alone '
-                             'uses it')
-    check_number('tflops', args.tflops, above=0)
-    check_number('share', args.share, above=0, most=1)
-    if os.path.isfile(args.out):
-        raise ValueError(f'out: got {args.out}, allowed is a folder of results')
+    card = dict(tflops=args.tflops, share=args.share)
+    args.card = {name: value for name,value in card.items() if value is not None}
+    for name,value in args.card.items():
+        if not args.plan:
+            raise ValueError(f'{name}: got {value:g} without --plan, which alone uses it')
+    _refuse_file(Path(args.out))
     if args.plan and args.save and args.table.startswith('fig'):
         raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '
                          '--plan alone')
@@ -939,12 +939,12 @@ def _paper(args):
     _check_paper(args)
     wanted = args.table, args.methods, args.datasets, args.seeds, args.model
     if not args.here:
-        show(plan_text(jobs_of_public(*wanted), args.tflops, args.share, args.format))
+        show(plan_text(jobs_of_public(*wanted), format=args.format, **args.card))
         return
     _check_model(args)
     plan = plan_table(*wanted, args.pretrained, args.root, args.device)
     if args.plan:
-        show(plan_text(jobs_of_plan(plan, args.out), args.tflops, args.share, args.format))
+        show(plan_text(jobs_of_plan(plan, args.out), format=args.format, **args.card))
         return
     weights = Path(args.out)/'weights'
     if args.table == 'fig4' and args.done and not (weights/plan.runs[0].key).exists():

@@ -20,6 +20,7 @@ from dra_nb.bench.results import Claim, find_record, read_results
 from dra_nb.bench.runs import bench, dataset_digest, make_runs, run_missing
 from dra_nb.data import Dataset, Item
 from dra_nb.methods import coop
+from dra_nb.training import TrainingDiverged
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
@@ -55,6 +56,41 @@ def test_a_run_that_diverges_is_named_and_the_others_are_made(world, tmp_path, w
     assert said.endswith(f'; the other 2 are in {tmp_path}') and 'are kept' not in said
     assert {r.key for r in read_results(tmp_path)} == {runs[0].key, runs[2].key}
     assert not list(tmp_path.glob('.*.claim'))
+
+
+def test_two_programs_do_not_wait_for_each_others_diverging_runs(world, tmp_path, monkeypatch):
+    "What diverged here is free again while this program waits for what the other one is at."
+    runs = make_runs(['adapter'], seeds=[1, 2], train=dict(epochs=1), **world)
+    theirs = Claim(tmp_path, runs[1].key)
+    assert theirs.take()
+    proper = bench_runs.make
+
+    def diverge(run, **options):
+        if run == runs[0]:
+            raise TrainingDiverged('adapter on own, seed 1: the loss became nan at step 1', 1)
+        return proper(run, **options)
+
+    def other_program():
+        mine = Claim(tmp_path, runs[0].key)
+        end = time.monotonic()+30
+        while not (seen.is_set() and mine.take()) and time.monotonic() < end:
+            time.sleep(.05)
+        was_free.append(mine.held)
+        mine.release()
+        theirs.release()
+
+    def noticing(run, **options):
+        seen.set()
+        return diverge(run, **options)
+
+    seen, was_free = threading.Event(), []
+    monkeypatch.setattr(bench_runs, 'make', noticing)
+    other = threading.Thread(target=other_program, daemon=True)
+    other.start()
+    with pytest.raises(ValueError, match='1 of 2 runs diverged'):
+        run_missing(runs, tmp_path)
+    other.join(30)
+    assert was_free == [True] and find_record(tmp_path, runs[1].key)
 
 
 def test_resumes_and_repeats(world, tmp_path):

@@ -120,7 +120,7 @@ def test_plan_without_the_data(capsys):
     (['table1', '--plan', '--datasets', 'food', '--tflops', '0'], 'tflops'),
     (['table1', '--tflops', '5'], 'tflops: got 5 without --plan'),
     (['table1', '--plan', '--done'], 'done: got --plan as well'),
-    (['table1', '--done', '--out', __file__], 'allowed is a folder of results'),
+    (['table1', '--done', '--out', __file__], 'which is no folder; allowed is a folder'),
     (['fig4', '--plan', '--datasets', 'vehicles', 'food'], 'datasets: got vehicles, food, allowed'),
     (['fig4', '--plan', '--seeds', '1', '2'], 'seeds: got 1, 2, allowed for fig4 is one'),
 ])

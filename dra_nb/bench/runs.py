@@ -399,6 +399,8 @@ def _work(runs, folder, patient, finished, diverged, **options):
                         record, new = _claim_and_make(run, folder, options, kept)
                     except TrainingDiverged as e:
                         diverged(run, str(e))
+                        if patient:          # another program may wait for this claim
+                            kept.close()
                         continue
                 if record is None:
                     still.append(run)
