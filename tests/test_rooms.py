@@ -34,7 +34,8 @@ ROOMS = [
     'bench.speed',
     'bench',
     'visualization claims pretraining',
-    'bench.plan bench.paper bench.importance bench.search bench.ablations',
+    'bench.plan bench.paper bench.importance bench.search bench.ablations '
+    'bench.training_effects',
     'drawings',
     'cli',
 ]
