@@ -116,6 +116,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.paper.efficiency_table': ('paper.html#efficiency_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.find_table': ('paper.html#find_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.in_points': ('paper.html#in_points', 'dra_nb/bench/paper.py'),
+                                    'dra_nb.bench.paper.in_table1': ('paper.html#in_table1', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.in_words': ('paper.html#in_words', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.kinds_table': ('paper.html#kinds_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.make_figure4': ('paper.html#make_figure4', 'dra_nb/bench/paper.py'),

@@ -70,7 +70,7 @@ class AdapterConfig:
     rank:int = 32             # width r of the bottleneck
     scale:float = 0.001       # s of Eq. 8
     start:int = 5             # first adapted block h, counted from 1; all later ones follow
-    place:str = 'attention'   # what the update stands beside: 'attention', 'mlp', the whole 'block'
+    place:str = 'attention'   # what the update is beside: 'attention', 'mlp', the whole 'block'
     gradient:str = 'plain'    # 'plain', or 'rescaled': weights see the gradient as if scale were 1
     outer_relu:bool = True    # ReLU after W_u, as printed
     init:str = 'kaiming'      # 'kaiming' (normal, fan-out), or 'zero_up': the same with W_u = 0

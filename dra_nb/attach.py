@@ -137,7 +137,7 @@ PLACES = ('attention', 'mlp', 'block')
 def attached(
     model:nn.Module  # an open_clip CLIP, or a module that holds one
 )->dict:             # {'image.5': module, …}: tower and block, counted from 1
-    "What stands beside the blocks of a model, image tower first."
+    "The modules beside the blocks of a model, image tower first."
     found = [m for m in model.modules() if isinstance(m, Beside) and m.name]
     def place(m):
         return m.tower != 'image', int(m.name.split('.')[1])

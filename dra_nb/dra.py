@@ -88,7 +88,7 @@ class DRAConfig(AdapterConfig):
 
     @classmethod
     def recommended(cls):
-        "Settings for glyph-clip, chosen on its inner split; W_t and W_c do not learn."
+        "Settings for glyph-clip, chosen on training images; W_t and W_c do not learn."
         return cls(gradient='rescaled', reg_gradient='rescaled', reg_reduction='mean',
                    outer_relu=False, scale=.1, noise='log-gumbel', temperature=.1)
 

@@ -6,11 +6,12 @@
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
            'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
            'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks',
-           'missing_line', 'show_table', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_figure4',
-           'trained_model', 'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
+           'missing_line', 'show_table', 'in_table1', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table',
+           'draw_figure4', 'trained_model', 'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
+import itertools
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -24,12 +25,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .protocols import find_protocol
-from .results import by_target, device_name
+from .results import by_target, device_name, read_results
 from .runs import find_dataset, find_run, grid, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
-from .tables import beside_table, target_kind, to_table
+from .tables import beside_table, listed, target_kind, to_table
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE, save_svg
@@ -573,6 +574,36 @@ def show_table(
     parts = [table, differences, beside_table('\n'.join(remarks(plan, rows)), format),
              beside_table(missing_line(plan, records, command), format)]
     return '\n\n'.join(part for part in parts if part)
+
+# %% ../../nbs/65_paper.ipynb #fa19f52f
+def in_table1(
+    *methods:str,                 # rows of Table 1, such as 'mma' and 'mma-tuned'
+    folder='results/base_to_new'  # of the runs
+)->str:                           # Markdown
+    "What rows of Table 1 gain over zero-shot CLIP and the plain adapter, beside the paper's gains."
+    plan, runs = table_on_file('table1', read_results(folder))
+    lines = {line.label: line for line in plan.lines}
+    rows = []
+    for method, other in itertools.product(methods, ('zero-shot', 'adapter')):
+        made = [record for record in runs if record.method == method]
+        sets = {record.dataset for record in made}
+        if method == other or not made:
+            continue
+        row = {'points': f'{method} − {other}'}
+        for metric in plan.table.columns:
+            own = [record for record in runs if record.dataset in sets]
+            text = with_half(*mean_paired_difference(own, method, other, metric), '+')
+            cells = [dict(block='average of 11', line=lines[label]) for label in (method, other)]
+            printed = [paper_number(plan, cell, metric) for cell in cells]
+            if sets >= set(plan.sets) and None not in printed:
+                text += f' ({printed[0].value-printed[1].value:+.2f})'
+            row[f'{NAMES[metric]} (paper)'] = text
+        row.update(sets=len(sets), seeds=listed(sorted({record.seed for record in made})))
+        rows.append(row)
+    command = f'dra-nb paper table1 --methods {" ".join(methods)} --out {folder}'
+    if not rows:
+        return f'Not measured yet: `{command}` makes the runs.'
+    return f'{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
 @rc_context(STYLE)

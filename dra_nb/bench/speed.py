@@ -708,5 +708,5 @@ def speed_answer(
     return (f"{s['model']} on {record['device']}, {s['images']} images, {s['classes']} classes: a "
             f"training step of the adapter takes {steps['adapter']:.2f} times CoOp's, of DRA "
             f"{steps['dra']:.2f} times, of dra-plus {steps['dra-plus']:.2f} times, and of "
-            f"{dearest}, the slowest, {steps[dearest]:.2f} times. In all rounds a test took over "
-            f"3 % longer than zero-shot CLIP's with {', '.join(slow) or 'none'}.")
+            f"{dearest}, the slowest, {steps[dearest]:.2f} times. Tests that took over 3 % "
+            f"longer than zero-shot CLIP's in every round: {', '.join(slow) or 'none'}.")
