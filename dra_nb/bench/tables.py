@@ -98,7 +98,7 @@ def listed(
 def provenance(
     records:list,  # of one table, or of several
     shipped=None   # digest of the weights of glyph-clip that are shipped; looked up if None
-)->str:            # Markdown
+)->str:            # Markdown; ends with a block that opens at a click
     "What made some numbers, and whether it is what the package ships."
     if not records:
         return 'No runs of this table are on file yet.'
@@ -114,10 +114,11 @@ def provenance(
     of_seeds = f'{"seed" if len(seeds) == 1 else "seeds"} {listed(seeds)}'
     counts = [_counted(len(records), 'run'), _counted(len(methods), 'method'),
               f'trained on {_counted(len(sets), "data set")}']
-    text = (f'{", ".join(counts)}, {of_seeds}. They took {hours:.1f} hours in all on {devices}, '
-            f'with {listed(parts)}.')
+    text = f'{", ".join(counts)}, {of_seeds}, {hours:.1f} hours in all.'
     clips = sorted({(r.run['clip'], r.run['weights'], r.run['data']) for r in records}, key=str)
-    return ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
+    told = ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
+    return (f'{told}\n\n<details><summary>computers and software</summary>{devices}; '
+            f'{listed(parts)}</details>')
 
 def _with_threads(device):
     "The name of a device for a sentence."
