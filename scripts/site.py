@@ -322,9 +322,40 @@ def describe_pictures(html):
     return FIGURE.sub(one, html)
 
 
+TABLE = re.compile(r'<table\b.*?</table>', re.S)
+CELL = re.compile(r'<t([hd])\b([^>]*)>(.*?)(?=</t\1>)', re.S)
+PHONE = 44      # letters that fit beside one another in a table on a narrow phone
+
+
+def stack_tables(html):
+    "Let the rows of tables that are too wide for a phone become lists there: cells know their head."
+    def one(match):
+        rows = [[TAGS.sub('', cell[3]).strip() for cell in CELL.finditer(row)]
+                for row in re.split(r'<tr\b', match[0])[1:]]
+        heads, *rest = rows or [[]]
+        if not rest or any(len(row) != len(heads) for row in rest):
+            return match[0]
+        words = [max(map(len, ' '.join(map(unescape, column)).split()), default=0)
+                 for column in zip(*rows)]
+        if sum(words) + len(words) <= PHONE:
+            return match[0]
+
+        def labelled(row):
+            names = iter(heads)
+            return CELL.sub(lambda cell: f'<t{cell[1]}{cell[2]} '
+                            f'data-label="{escape(unescape(next(names)))}">'
+                            f'{cell[3] and f"<div>{cell[3]}</div>"}', row)
+
+        head, *body = re.split(r'(?=<tr\b)', match[0])
+        text = head + body[0] + ''.join(map(labelled, body[1:]))
+        return text.replace('class="', 'class="stacked ', 1)
+
+    return TABLE.sub(one, html)
+
+
 def help_readers(html, name):
     "Say what pictures, buttons and table heads are; a way past the menu and to the notebook."
-    html = describe_pictures(html)
+    html = stack_tables(describe_pictures(html))
     html = html.replace('<button title="Copy to Clipboard"',
                         '<button title="Copy to Clipboard" aria-label="Copy this code"')
     html = re.sub(r'<th(?=[\s>])(?![^>]*\bscope=)', '<th scope="col"', html)

@@ -58,6 +58,9 @@ const sideways = o => o.clientWidth && o.scrollWidth > o.clientWidth + 1
     && ['auto', 'scroll'].includes(getComputedStyle(o).overflowX)
 return {
     width: document.documentElement.scrollWidth,
+    tables: [...document.querySelectorAll('main table')].filter(o => o.offsetParent
+        && o.getBoundingClientRect().width > o.parentElement.getBoundingClientRect().width + 1)
+        .map(o => o.textContent.slice(0, 60)),
     small: [...document.querySelectorAll('main .math.display')].filter(o =>
         parseFloat(getComputedStyle(o).fontSize)
         < .99*parseFloat(getComputedStyle(o.parentElement).fontSize)).map(o => o.textContent),
@@ -234,6 +237,11 @@ def test_no_notation_is_left_as_text(pages, visits):
 def test_phone_width(visits):
     "Nothing makes a page wider than a phone; wide boxes scroll inside themselves."
     wide = {name: o['width'] for name, o in visits.items() if o['width'] > PHONE['width']}
+    assert wide == {}
+
+
+def test_tables_fit_on_a_phone(visits):
+    wide = {name: o['tables'] for name, o in visits.items() if o['tables']}
     assert wide == {}
 
 
@@ -464,6 +472,24 @@ def test_widgets_show_a_picture_instead(pages):
     left = re.compile(r'application/vnd\.jupyter\.widget|jupyter-widgets|require\.js|'
                       r'<pre><code>(?:Output|VBox|HBox|interactive)\(')
     assert [name for name, html in pages.items() if left.search(html)] == []
+
+
+def test_wide_tables_become_lists():
+    "On a phone: every cell of a table that is too wide knows its head; others stay as they are."
+    def table(heads, cells):
+        rows = [''.join(f'<th scope="col">{o}</th>' for o in heads),
+                ''.join(f'<td style="text-align: left;">{o}</td>' for o in cells)]
+        return ('<table class="table"><thead><tr>{}</tr></thead>'
+                '<tbody><tr>{}</tr></tbody></table>').format(*rows)
+
+    small = table(['set', 'new'], ['food', '1.00'])
+    assert builder().stack_tables(small) == small
+    heads = ['a very long comparison', *(f'accuracy{i}, 5 &lt; 6' for i in range(6))]
+    wide = builder().stack_tables(table(heads, ['x <b>y</b>', '', *'12345']))
+    assert '<table class="stacked table">' in wide
+    assert 'data-label="a very long comparison"><div>x <b>y</b></div></td>' in wide
+    assert 'data-label="accuracy0, 5 &lt; 6"></td>' in wide
+    assert wide.count('data-label=') == 7
 
 
 def test_relinking():

@@ -583,7 +583,7 @@ def in_table1(
     "What rows of Table 1 gain over zero-shot CLIP and the plain adapter, beside the paper's gains."
     plan, runs = table_on_file('table1', read_results(folder))
     lines = {line.label: line for line in plan.lines}
-    rows = []
+    rows, said = [], []
     for method, other in itertools.product(methods, ('zero-shot', 'adapter')):
         made = [record for record in runs if record.method == method]
         sets = {record.dataset for record in made}
@@ -592,18 +592,22 @@ def in_table1(
         row = {'points': f'{method} − {other}'}
         for metric in plan.table.columns:
             own = [record for record in runs if record.dataset in sets]
-            text = with_half(*mean_paired_difference(own, method, other, metric), '+')
+            pair = mean_paired_difference(own, method, other, metric)
+            text = with_half(*pair, '+')
+            if other == 'zero-shot' and metric != 'hm':
+                verb = VERBS[verdict(*pair, margin(metric))]
+                said.append(f'On {metric} classes `{method}` {verb} zero-shot CLIP.')
             cells = [dict(block='average of 11', line=lines[label]) for label in (method, other)]
             printed = [paper_number(plan, cell, metric) for cell in cells]
             if sets >= set(plan.sets) and None not in printed:
                 text += f' ({printed[0].value-printed[1].value:+.2f})'
-            row[f'{NAMES[metric]} (paper)'] = text
+            row[NAMES[metric]] = text
         row.update(sets=len(sets), seeds=listed(sorted({record.seed for record in made})))
         rows.append(row)
     command = f'dra-nb paper table1 --methods {" ".join(methods)} --out {folder}'
     if not rows:
         return f'Not measured yet: `{command}` makes the runs.'
-    return f'{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
+    return f'**{" ".join(said)}**\n\n{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
 @rc_context(STYLE)
