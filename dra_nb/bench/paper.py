@@ -31,6 +31,7 @@ from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_step
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      verdict)
 from .tables import beside_table, listed, target_kind, to_table
+from ..checks import check_choice
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE, save_svg
@@ -581,6 +582,9 @@ def in_table1(
     folder='results/base_to_new'  # of the runs
 )->str:                           # Markdown
     "What rows of Table 1 gain over zero-shot CLIP and the plain adapter, beside the paper's gains."
+    allowed = [line.label for line in find_table('table1').lines_for('glyph-clip')]
+    for method in methods:
+        check_choice('method', method, allowed)
     plan, runs = table_on_file('table1', read_results(folder))
     lines = {line.label: line for line in plan.lines}
     rows, said = [], []
