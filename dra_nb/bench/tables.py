@@ -102,7 +102,7 @@ def provenance(
     "What made some numbers, and whether it is what the package ships."
     if not records:
         return 'No runs of this table are on file yet.'
-    methods, sets = {r.method for r in records}, {r.dataset for r in records}
+    sets = {r.dataset for r in records}
     hours = sum(sum(r.seconds.values()) for r in records)/3600
     made = {}
     for record in records:
@@ -112,9 +112,8 @@ def provenance(
     devices = listed(sorted({_with_threads(r.device) for r in records}))
     seeds = sorted({r.seed for r in records})
     of_seeds = f'{"seed" if len(seeds) == 1 else "seeds"} {listed(seeds)}'
-    counts = [_counted(len(records), 'run'), _counted(len(methods), 'method'),
-              f'trained on {_counted(len(sets), "data set")}']
-    text = f'{", ".join(counts)}, {of_seeds}, {hours:.1f} hours in all.'
+    text = (f'{_counted(len(records), "run")}, trained on {_counted(len(sets), "data set")}, '
+            f'{of_seeds}, {hours:.1f} hours in all.')
     clips = sorted({(r.run['clip'], r.run['weights'], r.run['data']) for r in records}, key=str)
     told = ' '.join([text, *(_made_with(*clip, shipped) for clip in clips)])
     return (f'{told}\n\n<details><summary>computers and software</summary>{devices}; '
