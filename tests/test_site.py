@@ -52,7 +52,8 @@ return {
         return place.top >= menu.top && place.bottom <= menu.bottom })(),
 }'''
 
-# What scrolls sideways on a phone and is no code, which equations are set smaller than the text.
+# What scrolls sideways on a phone and is no code and no drawing, which equations are set smaller
+# than the text, and which words of drawings are too small to read.
 ASK_PHONE = '''
 const sideways = o => o.clientWidth && o.scrollWidth > o.clientWidth + 1
     && ['auto', 'scroll'].includes(getComputedStyle(o).overflowX)
@@ -66,7 +67,13 @@ return {
         < .99*parseFloat(getComputedStyle(o.parentElement).fontSize)).map(o => o.textContent),
     scrolls: [...document.querySelectorAll('main *')].filter(sideways)
         .filter(o => !o.matches('pre.sourceCode, div.sourceCode, .sourceCode code, .math.display'))
+        .filter(o => !o.querySelector(':scope > svg'))
         .map(o => `${o.tagName}.${o.className}: ${o.textContent.slice(0, 60)}`),
+    tiny: [...document.querySelectorAll('main figure svg text')].filter(o => {
+        const {a, b} = o.getScreenCTM()
+        return o.textContent.trim()
+            && Math.hypot(a, b)*parseFloat(getComputedStyle(o).fontSize) < 7.5
+    }).map(o => o.textContent.trim()),
 }'''
 
 
@@ -246,10 +253,11 @@ def test_tables_fit_on_a_phone(visits):
 
 
 def test_what_scrolls_on_a_phone(visits):
-    "Code and wide equations; none is made smaller to fit."
+    "Code, wide equations and drawings; no equation is made smaller to fit, no words of drawings."
     wide = {name: o['scrolls'] for name, o in visits.items() if o['scrolls']}
     assert wide == {}
     assert {name: o['small'] for name, o in visits.items() if o['small']} == {}
+    assert {name: o['tiny'] for name, o in visits.items() if o['tiny']} == {}
 
 
 def test_no_box_is_cut(visits):
