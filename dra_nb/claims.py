@@ -6,10 +6,9 @@
 __all__ = ['VERDICTS', 'record_claim', 'check_claim', 'read_claims']
 
 # %% ../nbs/37_does_it_hold.ipynb #d39a4cf5
-import json
 from pathlib import Path
 from .checks import check_choice
-from .files import read_json, write_atomically
+from .files import read_json, write_json
 
 # %% ../nbs/37_does_it_hold.ipynb #a7210935
 VERDICTS = ('holds', 'holds under a condition', 'does not hold', 'not decided')
@@ -27,9 +26,7 @@ def record_claim(name:str,    # short and unique, such as '04-order'
     check_choice('verdict', verdict, VERDICTS)
     record = dict(name=name, source=source, claim=claim, measured=measured, verdict=verdict,
                   page=page)
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    with write_atomically(Path(folder)/f'{name}.json') as file:
-        file.write_text(text+'\n', encoding='utf-8')
+    write_json(Path(folder)/f'{name}.json', record, ascii_only=False)
     return verdict
 
 # %% ../nbs/37_does_it_hold.ipynb #0cd203b8

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['FLOATS', 'write_atomically', 'lock_file', 'append_line', 'write_json', 'parse_json', 'read_text', 'read_text_lines',
-           'read_json', 'file_digest', 'json_digest', 'check_weights', 'write_tensors', 'read_tensors', 'copy_tensors']
+           'read_json', 'update_json', 'file_digest', 'json_digest', 'check_weights', 'write_tensors', 'read_tensors',
+           'copy_tensors']
 
 # %% ../nbs/09_files.ipynb #8941ec9f
 import hashlib
 import json
 import math
 import os
+import re
 import time
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,11 +35,15 @@ def _alive(pid):
 
 def _remove_remains(path, hours=1.):
     "Delete what killed processes left beside `path` while they were writing it."
-    for left in path.parent.glob(f'.{path.name}.*.tmp'):
-        pid = left.name.split('.')[-2]
+    prefix = re.escape(f'.{path.name}.')
+    for left in path.parent.glob('.*.tmp'):
+        named = re.fullmatch(rf'{prefix}(\d+)\.[0-9a-f]{{32}}\.tmp', left.name)
+        if not named:
+            continue
+        pid = int(named[1])
         try:
             old = time.time() - left.stat().st_mtime > 3600*hours
-            if pid.isdecimal() and old and not _alive(int(pid)):
+            if old and not _alive(pid):
                 left.unlink()
         except OSError:
             continue
@@ -52,7 +59,8 @@ def write_atomically(
                          ' allowed is a file, or a new name')
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_remains(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    # several threads and computers may be writing the same file
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp')
     tmp.touch()
     mode = (path if path.exists() else tmp).stat().st_mode & 0o777
     try:
@@ -96,11 +104,12 @@ def append_line(
 
 # %% ../nbs/09_files.ipynb #701dc1c7
 def write_json(
-    path,  # the file to write or replace
-    value  # anything JSON knows; no NaN, no infinity
+    path,             # the file to write or replace
+    value,            # anything JSON knows; no NaN, no infinity
+    ascii_only=True   # write other characters as their numbers?
 ):
     "Write a value as JSON, atomically."
-    text = json.dumps(value, indent=1, allow_nan=False)
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=ascii_only)
     with write_atomically(path) as tmp:
         tmp.write_text(text+'\n', encoding='utf-8')
 
@@ -156,6 +165,21 @@ def read_json(
         wanted = 'an object' if kind is dict else 'a list'
         raise ValueError(f'{path}: holds {type(value).__name__}, allowed is {wanted}')
     return value
+
+def update_json(
+    path,         # a file that holds an object, made if missing
+    changes:dict  # name → anything JSON knows
+):
+    "Put values into a JSON file, and keep what other processes put there at the same time."
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)      # a lock on the file would go with the old file
+    try:
+        lock_file(folder)
+        held = read_json(path) if path.exists() else {}
+        write_json(path, {**held, **changes})
+    finally:
+        os.close(folder)
 
 # %% ../nbs/09_files.ipynb #65b66294
 def file_digest(

@@ -8,12 +8,11 @@ __all__ = ['Option', 'Rule', 'settings_in', 'named_records', 'with_all_units', '
 
 # %% ../../nbs/67_choice.ipynb #79ae64ed
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from .results import Record
 from .statistics import mean_paired_difference
-from ..files import read_json, write_json
+from ..files import update_json
 
 # %% ../../nbs/67_choice.ipynb #8277bde1
 @dataclass(frozen=True)
@@ -259,7 +258,6 @@ def write_choice(
     if choice.untried:
         raise ValueError(f'choice: got one without runs of {choice.untried}, '
                          'allowed after all three steps')
-    found = read_json(path) if Path(path).exists() else {}
-    found[method] = choice.changes(start)
-    write_json(path, found)
-    return found[method]
+    changes = choice.changes(start)
+    update_json(path, {method: changes})
+    return changes
