@@ -265,8 +265,9 @@ class Claim:
 
     def _keep(self):
         while not self.stop.wait(TOUCH):
-            with suppress(OSError):
-                os.utime(self.path)
+            if self._mine():                # a claim that was lost may be another's by now
+                with suppress(OSError):
+                    os.utime(self.path)
 
     def release(self):
         "Give it back."

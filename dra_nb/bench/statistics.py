@@ -15,6 +15,7 @@ from itertools import combinations
 
 from scipy import stats
 
+from .protocols import find_protocol
 from ..evaluation import harmonic_mean
 
 # %% ../../nbs/63_statistics.ipynb #e951e3f7
@@ -55,6 +56,8 @@ def average_over_sets(
     metrics=('base', 'new')  # averaged
 )->list:                     # for every seed that all sets have: one mean a metric
     "Per seed the mean over the sets."
+    if not sets:
+        raise ValueError('sets: got none, allowed is at least one data set')
     found = _by_seed(records, metrics)
     shared = list(found[sets[0]])
     for dataset in sets:
@@ -79,14 +82,14 @@ def summary_row(
 def for_every_seed(
     records:list  # of one protocol
 )->list:          # the same, and copies of untrained ones
-    "Repeat runs without training for all seeds that other runs of their data set have."
+    "Repeat runs for all seeds of their data set where a seed changes nothing: nothing was trained."
     seeds, have = defaultdict(set), set()
     for r in records:
         seeds[r.dataset].add(r.seed)
         have.add((r.method, r.dataset, r.seed))
     copies = []
     for r in records:
-        if r.trained:
+        if r.trained or find_protocol(r.protocol).every_seed:
             continue
         for seed in sorted(seeds[r.dataset]):
             if (r.method, r.dataset, seed) not in have:

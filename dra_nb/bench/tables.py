@@ -220,7 +220,7 @@ def target_kind(
 def cross_rows(
     records:list,    # of 'cross' or 'domain-shift', one source
     averages='last'  # or 'first'
-)->list:             # rows (dicts): dataset, and for every method (mean, spread over seeds)
+)->list:             # rows (dicts): dataset, and for every method (mean, spread over seeds) or None
     "Accuracy of every method on every target."
     targets = by_target(records)
     methods = list(dict.fromkeys(r.method for r in records))
@@ -238,7 +238,7 @@ def cross_rows(
         for m in methods:
             own = [r for r in targets if r.method == m]
             means = average_over_sets(own, sets, ('accuracy',))
-            row[m] = mean_std([values[0] for values in means])
+            row[m] = mean_std([values[0] for values in means]) if means else None
         rows.append(row)
     return rows
 
@@ -251,8 +251,11 @@ def cross_table(
     "Accuracy of every method on every target: mean and spread over seeds."
     rows = []
     for row in cross_rows(records, averages):
-        cells = {m: number(*v, digits) for m,v in row.items() if m != 'dataset'}
-        rows.append({'set': row['dataset'], **cells})
+        cells = {'set': row['dataset']}
+        for method,values in row.items():
+            if method != 'dataset':
+                cells[method] = number(*values, digits) if values else ''
+        rows.append(cells)
     return to_table(rows, format)
 
 # %% ../../nbs/64_tables.ipynb #e85d21ab
