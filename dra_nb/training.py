@@ -352,7 +352,7 @@ def _file_facts(path):
     return [status.st_size, status.st_mtime_ns]
 
 def _fingerprint(model):
-    "Digest of the frozen weights, by up to 64 numbers of every tensor."
+    "Digest of the frozen weights, by up to 127 numbers of every tensor."
     digest = hashlib.sha256()
     for name,p in model.named_parameters():
         if not p.requires_grad:

@@ -138,7 +138,11 @@ def answer(
     records:list   # of the control
 )->str:
     "The sentence that the page begins with."
-    row, = [row for row in compare(records, ['new']) if row['pair'] == DECIDES]
+    rows = [row for row in compare(records, ['new']) if row['pair'] == DECIDES]
+    if not rows:
+        raise ValueError(f'records: got none that compare {" with ".join(DECIDES)}, allowed are '
+                         'those with a set and a seed that both have')
+    row, = rows
     said = {'better': 'The importance of image tokens matters here',
             'worse': 'The importance of image tokens hurts here',
             'equivalent': 'The importance of image tokens does not matter here',

@@ -357,7 +357,9 @@ def jobs_of_public(
         if not PUBLIC_SETS[dataset].counts.train:
             raise ValueError(f'datasets: got {dataset!r}, which has no images to train on, '
                              'allowed are sets that have some')
-    seeds, found, seen = seeds or table.seeds, [], set()
+    seeds = set(seeds or table.seeds)
+    found = []
+    seen = set()
     for line in choose_lines(table, methods, clip):
         for dataset in sources:
             config, recipe = settings_of(table.protocol, line.method, dataset, clip,
@@ -380,7 +382,9 @@ def plan_text(
     "What a table takes, method by method and in all."
     check_number('tflops', tflops, above=0)
     check_number('share', share, above=0, most=1)
-    rate, rows, by_method = tflops*1e12*share, [], {}
+    rate = tflops*1e12*share       # FLOPs a second
+    rows = []
+    by_method = {}
     for job in jobs:
         by_method.setdefault(job.method, []).append(job)
     for method,own in [*by_method.items(), ('all', jobs)]:

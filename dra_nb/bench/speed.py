@@ -10,7 +10,6 @@ __all__ = ['TRAINED', 'TESTED', 'UNTRAINED', 'counting_flops', 'count_flops', 'K
            'memory_table', 'speed_answer']
 
 # %% ../../nbs/69_speed.ipynb #a39b1e64
-import json
 import math
 import statistics
 import time
@@ -31,7 +30,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .results import device_name, versions
 from .tables import to_table
 from ..data import Dataset, load_dataset, normalize
-from ..files import write_json
+from ..checks import check_choice
+from ..files import read_json, write_json
 from ..methods import METHODS, build_method, find_method
 from ..recipes import make_optimizer, mixed_precision, set_fields
 from ..training import STEPS_BEFORE_RECORDING, Callback, fit, naming_full_memory
@@ -648,9 +648,12 @@ def read_speed(
     folder  # where `write_speed` wrote
 )->tuple:   # (records of times, records of memory)
     "The records of a folder."
-    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))]
-    times = [r for r in found if r['what'] == 'times']
-    return times, [r for r in found if r['what'] == 'memory']
+    found = dict(times=[], memory=[])
+    for path in sorted(Path(folder).glob('*.json')):
+        record = read_json(path)
+        check_choice(f'{path}: what', record.get('what'), tuple(found))
+        found[record['what']].append(record)
+    return found['times'], found['memory']
 
 def _ratio(row, kind):
     "A ratio to CoOp, marked where its range holds 1; '' where nothing is trained."
