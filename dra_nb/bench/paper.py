@@ -7,7 +7,8 @@ __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperT
            'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
            'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks',
            'missing_line', 'show_table', 'in_table1', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table',
-           'draw_figure4', 'trained_model', 'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
+           'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4', 'training_rates', 'efficiency',
+           'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
@@ -26,10 +27,10 @@ from matplotlib.figure import Figure
 
 from .protocols import find_protocol
 from .results import by_target, device_name, read_results
-from .runs import find_dataset, find_run, grid, make, make_runs
+from .runs import find_dataset, find_run, grid, has_weights, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
-                                     verdict)
+                                     paired_differences, verdict)
 from .tables import beside_table, listed, target_kind, to_table
 from ..checks import check_choice
 from ..data import REAL, glyphs, load_images, normalize
@@ -144,6 +145,13 @@ class PaperTable:
         source = 'imagenet' if real else glyphs.SETS[0]
         known = find_protocol(self.protocol).targets_of(source)
         return (source,), tuple(t for t in known if target_kind(source, t) == self.kind)
+
+    def averaged(self,
+        real:bool  # the paper's own data sets?
+    )->set:        # names
+        "The data sets of the table's average."
+        sources, targets = self.sets_for(real)
+        return set(targets if self.kind else sources)
 
 # %% ../../nbs/65_paper.ipynb #0edd3545
 _OWN = 'dra-own'
@@ -313,15 +321,15 @@ def plan_table(
     real = root is not None or clip != 'glyph-clip'
     lines = choose_lines(table, methods, clip)
     sources, shown = table.sets_for(real)
-    seeds = tuple(seeds or table.seeds)
+    seeds = tuple(dict.fromkeys(seeds or table.seeds))
+    targets = None
     if table.kind:
-        shown, targets = tuple(datasets or shown), datasets
+        targets = datasets
     else:
         sources = tuple(datasets or sources)
-        shown, targets = sources, None
     if name == 'fig4':
         check_figure4(datasets, seeds)
-        sources = shown = sources[:1]
+        sources = sources[:1]
     used = list(dict.fromkeys(line.method for line in lines))
     made = make_runs(used, sources, seeds, table.protocol, clip, pretrained, root, targets=targets,
                      device=device)
@@ -330,8 +338,10 @@ def plan_table(
         own = [run for run in made if run.method == line.method]
         values = {f'config.{setting}': [value] for setting,value in line.changes}
         pairs += [(line.label, run) for run in grid(own, values)]
-    if not table.kind:
+    if not table.kind:                   # a folder or file is shown by the name of its set
         shown = tuple(dict.fromkeys(run.dataset for run in made))
+    elif datasets:
+        shown = tuple(made[0].targets)
     source = made[0].dataset if table.kind else ''
     return TablePlan(table, lines, shown, source, seeds, tuple(pairs), real)
 
@@ -458,8 +468,8 @@ def paper_number(
     row:dict,        # of `table_rows`
     metric:str
 )->Published:        # None if the paper has no such number
-    "The printed number beside a cell."
-    whole = len(plan.sets) == max(map(len, plan.table.sets_for(plan.real)))
+    "The printed number beside a cell; an average has one if it is over the sets of the table."
+    whole = any(set(plan.sets) == plan.table.averaged(real) for real in (False, True))
     dataset = row['block']
     if dataset.startswith('average of'):
         dataset = 'average' if whole else dataset
@@ -541,9 +551,13 @@ def remarks(
         for metric in plan.table.columns:
             paper = paper_number(plan, row, metric)
             if paper is not None and paper.remark and paper.value is not None:
-                found.append(f'! {row["line"].label}, {row["block"]}, {NAMES[metric]}: '
-                             f'{paper.value:.2f} is printed, but {paper.remark}')
+                where = f'{row["line"].label}, {row["block"]}, {NAMES[metric]}'
+                found.append(_remark(where, f'{paper.value:.2f}', paper))
     return found
+
+def _remark(where, value, paper):
+    "What is wrong with a printed number, in a line."
+    return f'! {where}: {value} is printed, but {paper.remark}'
 
 def missing_line(
     plan:TablePlan,
@@ -590,13 +604,12 @@ def in_table1(
     rows, said = [], []
     for method, other in itertools.product(methods, ('zero-shot', 'adapter')):
         made = [record for record in runs if record.method == method]
-        sets = {record.dataset for record in made}
-        if method == other or not made:
+        sets = set(paired_differences(runs, method, other))     # that both have
+        if method == other or not sets:
             continue
         row = {'points': f'{method} − {other}'}
         for metric in plan.table.columns:
-            own = [record for record in runs if record.dataset in sets]
-            pair = mean_paired_difference(own, method, other, metric)
+            pair = mean_paired_difference(runs, method, other, metric)
             text = with_half(*pair, '+')
             if other == 'zero-shot' and metric != 'hm':
                 verb = VERBS[verdict(*pair, margin(metric))]
@@ -611,7 +624,8 @@ def in_table1(
     command = f'dra-nb paper table1 --methods {" ".join(methods)} --out {folder}'
     if not rows:
         return f'Not measured yet: `{command}` makes the runs.'
-    return f'**{" ".join(said)}**\n\n{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
+    first = f'**{" ".join(said)}**\n\n' if said else ''
+    return f'{first}{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
 @rc_context(STYLE)
@@ -690,24 +704,32 @@ def kinds_table(
                      'score × N': f'{scores.mean():.2f}', 'rank': f'{ranks.float().mean():.1f}'})
     return to_table(rows, format)
 
-@rc_context(STYLE)
-def draw_figure4(
-    model,           # a CLIP with DRA modules
-    items:list,      # images, six at most are shown
-    kinds:dict       # of `scores_by_kind`
-):                   # a figure
-    "Ranks over images, and histograms of token scores by kind of word."
+def draw_ranks(
+    model,       # a CLIP with DRA modules
+    items:list,  # images; six at most are shown, spread over the list
+    figure       # of matplotlib, or a part of one
+):
+    "A row of images, and below it the ranks of their patches in three blocks."
     items = items[::max(1, len(items)//6)][:6]
     images = load_images(items, model.image_size, preprocess=model.preprocess)/255
     device = next(model.parameters()).device
     ranks = token_ranks(model, normalize(images, model.mean, model.std).to(device))
     blocks = sorted(ranks)
     chosen = sorted({blocks[0], blocks[len(blocks)//2], blocks[-1]})
-    figure = Figure(figsize=(12, 5.5), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
-    axes = left.subplots(1+len(chosen), len(items), squeeze=False)
+    axes = figure.subplots(1+len(chosen), len(items), squeeze=False)
     maps = {f'block {b}': ranks[b] for b in chosen}
     show_gallery(images, maps, axes, [item.classname for item in items])
+
+@rc_context(STYLE)
+def draw_figure4(
+    model,           # a CLIP with DRA modules
+    items:list,      # images, as for `draw_ranks`
+    kinds:dict       # of `scores_by_kind`
+):                   # a figure
+    "Ranks over images, and histograms of token scores by kind of word."
+    figure = Figure(figsize=(12, 5.5), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    draw_ranks(model, items, left)
     for ax,(kind, (scores, _)) in zip(right.subplots(len(kinds), 1, squeeze=False)[:, 0],
                                       kinds.items()):
         ax.hist(scores.numpy(), 30, color='C0')
@@ -722,10 +744,9 @@ def trained_model(
     device=None  # where; chosen if None
 ):               # a CLIP that carries the trained DRA
     "The model of a run; trained if its weights are not there."
-    folder = Path(weights)/run.key
-    if not folder.exists():
+    if not has_weights(weights, run):
         make(run, device, weights)
-    return load_method(folder, load_clip(run.clip, run.pretrained, device)).model
+    return load_method(Path(weights)/run.key, load_clip(run.clip, run.pretrained, device)).model
 
 def make_figure4(
     plan:TablePlan,
@@ -748,13 +769,15 @@ def training_rates(
     steps=4        # timed ones, a round
 )->dict:           # label → dict: train (images/s), parameters, epochs, batch
     "Training images a second of every row, beside each other."
-    name, found, times = clip.clip_name, {}, {}
+    found = {}
+    times = {}     # label → seconds of a step, one a round
     for _ in range(rounds):
         for line in lines:
             kind, preset = find_method(line.method)
-            config, recipe = kind.recipe(clip=name, preset=preset)
+            config, recipe = kind.recipe(clip=clip.clip_name, preset=preset)
             batch = recipe.batch_size
-            method, watch = kind(clip, config), Stopwatch()
+            method = kind(clip, config)
+            watch = Stopwatch()
             data = speed_dataset(classes, batch*(steps+warm_steps(method.device)))
             parameters = sum(p.numel() for p in method.trained().values())
             fit(method, data, replace(recipe, epochs=1), callbacks=[watch], bar=False)
@@ -792,8 +815,10 @@ def efficiency_table(
     format='markdown'   # as for `to_table`
 )->str:
     "Table 6; HM where the runs are there."
-    labelled, rows = plan.labelled(records), []
-    block, sets = next(iter(plan.blocks.items()))
+    labelled = plan.labelled(records)
+    rows = []
+    said = []
+    _, sets = next(iter(plan.blocks.items()))
     for line in plan.lines:
         facts = record['rows'].get(line.label)
         if facts is None:
@@ -810,7 +835,10 @@ def efficiency_table(
             warning = '!' if paper is not None and paper.remark else ''
             row[name] = ours[key]
             row[f'{name}, paper'] = '' if paper is None else f'{paper.value:g}{warning}'
+            if warning:
+                said.append(_remark(f'{line.label}, {name}', f'{paper.value:g}', paper))
         rows.append(row)
     times = f'Times on {record["device"]}; the paper\'s on an RTX 4090.'
-    parts = to_table(rows, format), beside_table(times, format)
+    parts = [to_table(rows, format), beside_table('\n'.join(said), format),
+             beside_table(times, format)]
     return '\n\n'.join(filter(None, parts))
