@@ -8,9 +8,9 @@ __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 # %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
 import json
+import math
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
@@ -32,6 +32,7 @@ class Command:
     example:str            # a whole line, as typed
     add_arguments:Callable # (parser): the arguments it takes
     run:Callable           # (args): does it
+    resumes:bool=False     # stopped and typed again, does it go on where it was?
 
 COMMANDS = {}              # name → `Command`, in the order of --help
 
@@ -229,7 +230,7 @@ def _draw_shots(data, shots, seed):
 def _warn_of_chance(method, data, template, most=200):
     "Is the CLIP at chance on the training images?"
     from dra_nb.evaluation import accuracy
-    items = data.train[::max(1, len(data.train)//most)]
+    items = data.train[::math.ceil(len(data.train)/most)]
     n, chance = len(items), 1/len(data.classnames)
     share = accuracy(method, items, data.classnames, template)/100
     spread = (chance*(1-chance)/n)**.5
@@ -366,9 +367,12 @@ def _train_and_save(args, method, data, train, facts):
 def _fit_facts(args, data, template, preset, train):
     "What stands beside the weights."
     from dra_nb.bench.results import versions
+    from dra_nb.bench.runs import dataset_digest
+    shots = data._replace(val=[], test=[])
     return dict(preset=preset, train=asdict(train), clip=_clip_facts(args), dataset=data.name,
-                subset=args.subset, shots=args.shots, seed=args.seed, images=len(data.train),
-                classnames=data.classnames, template=template, versions=versions())
+                data=dataset_digest(shots), subset=args.subset, shots=args.shots, seed=args.seed,
+                images=len(data.train), classnames=data.classnames, template=template,
+                versions=versions())
 
 def _check_same_run(folder, method, facts):
     "Refuse a folder that holds the weights of another run; the same one may be made again."
@@ -376,10 +380,11 @@ def _check_same_run(folder, method, facts):
     path = Path(folder)/'run.json'
     if not path.exists():
         return
-    held = read_json(path)
     config = asdict(method.config) if method.config is not None else None
     ours = json.loads(json.dumps(dict(facts, method=method.name, config=config)))
-    names = 'method', 'config', 'train', 'dataset', 'subset', 'shots', 'seed', 'template'
+    held = dict(data=ours['data']) | read_json(path)      # the first versions did not write it
+    names = ('method', 'config', 'train', 'dataset', 'data', 'classnames', 'images', 'subset',
+             'shots', 'seed', 'template')
     other = [name for name in names if held.get(name) != ours[name]]
     clip = held.get('clip') if isinstance(held.get('clip'), dict) else {}
     if any(clip.get(name) != ours['clip'][name] for name in ('name', 'digest')):
@@ -411,7 +416,7 @@ def _fit_arguments(parser):
 
 COMMANDS['fit'] = Command('train a method on a few shots and save its weights',
                           'dra-nb fit vehicles --method dra --out weights/vehicles',
-                          _fit_arguments, _fit)
+                          _fit_arguments, _fit, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #242bbdb4
 def _facts(args):
@@ -721,26 +726,29 @@ def _tables(records, protocol):
     return parts
 
 # %% ../nbs/14_cli.ipynb #e534ca4b
-def _searched(path):
-    "What a file says of methods that were searched; refuses one that cannot be written or read."
+def _check_search(path, methods):
+    "Refuse a file that cannot be written or read, and methods without a search."
+    from dra_nb.bench.runs import search_of
     from dra_nb.files import read_json
     _check_place(path, 'search')
-    return read_json(path) if Path(path).exists() else {}
+    if Path(path).exists():
+        read_json(path)
+    for method in methods:
+        search_of(method)
 
 def _show_search(records, path):
     "Print every point of the searches, and write the best ones."
-    from dra_nb.bench.runs import best_point, changed_in_all, search_table
+    from dra_nb.bench.runs import best_point, changed_in_all, search_of, search_table
     from dra_nb.bench.tables import to_table
-    from dra_nb.files import write_json
-    from dra_nb.methods import find_method
-    chosen = _searched(path)                    # now: another search may have ended meanwhile
+    from dra_nb.files import update_json
+    chosen = {}
     for method in dict.fromkeys(r.method for r in records):
         own = [r for r in records if r.method == method]
-        search = find_method(method)[0].search
+        search = search_of(method)
         chosen[method] = changed_in_all(own, search) | best_point(own, search)
         rows = [dict(row, hm=round(row['hm'], 2)) for row in search_table(own, search)]
         print(f'\n{method}\n{to_table(rows)}')
-    write_json(path, chosen)
+    update_json(path, chosen)                   # other searches may write there, too
     print(f'\nthe best points are in {path}')
 
 # %% ../nbs/14_cli.ipynb #f2870e38
@@ -756,7 +764,9 @@ def _bench(args):
     for method in methods:
         find_method(method)
     if args.search:
-        _searched(args.search)                  # before any work
+        if not args.methods:
+            methods = [method for method in methods if find_method(method)[0].search]
+        _check_search(args.search, methods)     # before any work
         args.protocol = 'inner-split'
     runs = _plan(args, methods, _sources(args), args.seeds)
     runs = at_points(runs) if args.search else runs
@@ -775,7 +785,8 @@ def _bench_arguments(parser):
                         'one set, test on others and on its shifts; domain-shift: on its shifts '
                         'only; inner-split: without any test image (default: %(default)s)')
     parser.add_argument('--methods', nargs='+',
-                        help=f'such as dra or dra-paper (default: {" ".join(BENCH_METHODS)})')
+                        help=f'such as dra or dra-paper (default: {" ".join(BENCH_METHODS)}; '
+                        'with --search those of them that have one)')
     parser.add_argument('--datasets', nargs='+', help='embedded or public sets, own folders or '
                         'CSV files (default: the 11 embedded sets; where a protocol has '
                         'targets, the source general)')
@@ -799,7 +810,7 @@ def _bench_arguments(parser):
 
 COMMANDS['bench'] = Command('methods × data sets × seeds into a folder; resumes where it stopped',
                             'dra-nb bench --methods zero-shot adapter dra --datasets vehicles '
-                            'food --out results', _bench_arguments, _bench)
+                            'food --out results', _bench_arguments, _bench, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #c994d71c
 def _seed_numbers(words):
@@ -840,9 +851,10 @@ def _check_paper(args):
 def _paper_command(args):
     "The line that makes what lacks."
     words = ['dra-nb', 'paper', args.table]
+    defaults = build_parser().parse_args(['paper', args.table])
     for name in ('methods', 'datasets', 'seeds', 'root', 'model', 'pretrained', 'device', 'out'):
         given = getattr(args, name)
-        if given is not None and given not in ('glyph-clip', 'results'):
+        if given != getattr(defaults, name, None):
             many = given if isinstance(given, list) else [given]
             words += [f'--{name}', *map(str, many)]
     return shlex.join(words)
@@ -895,6 +907,19 @@ def _read_efficiency(path):
             _say(f'{path}: line {i} is left out, it holds no times')
     return records
 
+def _last_times(records, labels, model, path):
+    "The last record with times of every row; if there is none the last one, saying what it lacks."
+    own = [record for record in records if record['rows'].keys() & set(labels)]
+    if not own:
+        raise ValueError(f'done: got no times of {model} in {path}; without --done they are '
+                         'measured')
+    whole = [record for record in own if record['rows'].keys() >= set(labels)]
+    if whole:
+        return whole[-1]
+    lacking = [label for label in labels if label not in own[-1]['rows']]
+    _say(f'{path}: no times of {", ".join(lacking)}; without --done they are measured')
+    return own[-1]
+
 def _efficiency(args, plan):
     "What Table 6 measures: the last time if `--done`, and now otherwise."
     from dra_nb.bench.paper import efficiency
@@ -903,10 +928,7 @@ def _efficiency(args, plan):
     if args.done:
         wanted = args.model, args.pretrained
         own = [m for m in _read_efficiency(path) if (m['model'], m['pretrained']) == wanted]
-        if not own:
-            raise ValueError(f'done: got no times of {args.model} in {path}; without --done they '
-                             'are measured')
-        return own[-1]
+        return _last_times(own, [line.label for line in plan.lines], args.model, path)
     record = efficiency(plan.lines, args.model, args.pretrained, args.device)
     append_result(path, record)
     return record
@@ -929,6 +951,7 @@ def _paper(args):
                                     table_rows)
     from dra_nb.bench.plan import jobs_of_plan, jobs_of_public, plan_text
     from dra_nb.bench.results import read_results
+    from dra_nb.bench.runs import has_weights
     from dra_nb.files import write_atomically
     def show(text):
         print(text)
@@ -947,7 +970,7 @@ def _paper(args):
         show(plan_text(jobs_of_plan(plan, args.out), format=args.format, **args.card))
         return
     weights = Path(args.out)/'weights'
-    if args.table == 'fig4' and args.done and not (weights/plan.runs[0].key).exists():
+    if args.table == 'fig4' and args.done and not has_weights(weights, plan.runs[0]):
         raise ValueError(f'done: got no weights of {plan.runs[0].key} in {weights}; without '
                          '--done they are trained')
     if args.done:
@@ -1004,7 +1027,7 @@ def _paper_arguments(parser):
     _model_arguments(parser)
 
 COMMANDS['paper'] = Command("a table or figure of the paper, with the paper's numbers beside it",
-                            'dra-nb paper table1 --plan', _paper_arguments, _paper)
+                            'dra-nb paper table1 --plan', _paper_arguments, _paper, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #acac6841
 def _speed(args):
@@ -1052,26 +1075,17 @@ def _demo(args):
           f'token ranks in {figure}; {time.perf_counter()-start:.0f} s')
 
 # %% ../nbs/14_cli.ipynb #1814556d
-def _rank_figure(args, weights, out, n=6):
+def _rank_figure(args, weights, out):
     "Which patches of a few test images a trained DRA lets keep all channels; the figure's path."
     from matplotlib.figure import Figure
+    from dra_nb.bench.paper import draw_ranks
     from dra_nb.bench.runs import find_dataset
-    from dra_nb.data import load_images, normalize
     from dra_nb.files import write_atomically
     from dra_nb.methods import load_method
-    from dra_nb.visualization import show_gallery, token_ranks
     method = load_method(weights, _load_model(args))
-    model, test = method.model, find_dataset(args.dataset, args.root)[0].test
-    items = test[::max(1, len(test)//n)][:n]
-    images = load_images(items, model.image_size, preprocess=model.preprocess)/255
-    inputs = normalize(images, model.mean, model.std).to(method.device)
-    ranks = token_ranks(model, inputs)
-    blocks = sorted(ranks)
-    chosen = sorted({blocks[0], blocks[len(blocks)//2], blocks[-1]})
-    figure = Figure(figsize=(1.5*len(items), 6.2), dpi=100, layout='constrained')
-    axes = figure.subplots(1+len(chosen), len(items), squeeze=False)
-    maps = {f'block {b}': ranks[b] for b in chosen}
-    show_gallery(images, maps, axes, [item.classname for item in items])
+    dataset, _ = find_dataset(args.dataset, args.root)
+    figure = Figure(figsize=(9, 6.2), dpi=100, layout='constrained')
+    draw_ranks(method.model, dataset.test, figure)
     path = out/'token_ranks.png'
     with write_atomically(path) as tmp:
         figure.savefig(tmp, format='png')
@@ -1090,7 +1104,7 @@ def _demo_arguments(parser):
     parser.set_defaults(protocol='base-to-new', targets=None)
 
 COMMANDS['demo'] = Command('fine-tune on one data set and compare four methods',
-                           'dra-nb demo', _demo_arguments, _demo)
+                           'dra-nb demo', _demo_arguments, _demo, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #64c0d30c
 def _check(name, root, read):
@@ -1219,7 +1233,7 @@ def _pretrain_arguments(parser):
                         "notebook's)")
 
 COMMANDS['pretrain'] = Command('pre-train glyph-clip', 'dra-nb pretrain --device cuda',
-                               _pretrain_arguments, _pretrain)
+                               _pretrain_arguments, _pretrain, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #ab4143c8
 class _Parser(argparse.ArgumentParser):
@@ -1263,15 +1277,16 @@ def main(
         if hasattr(stream, 'reconfigure'):              # names that the terminal cannot show
             stream.reconfigure(errors='backslashreplace')
     args = build_parser().parse_args(argv)
+    command = COMMANDS[args.command]
     try:
         _check_words(args)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            COMMANDS[args.command].run(args)
+            command.run(args)
     except (ValueError, OSError, ImportError) as e:
         _say(_one_line(e))
         return 2
     except (KeyboardInterrupt, SystemExit) as e:
-        _say('stopped; the same command goes on from here')
-        return e.code if isinstance(e, SystemExit) else 128+getattr(e, 'number', signal.SIGINT)
+        _say('stopped; the same command goes on from here' if command.resumes else 'stopped')
+        return e.code if isinstance(e, SystemExit) else 130
     return 0
