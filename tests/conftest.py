@@ -1,11 +1,13 @@
 "What several test files need: tiny CLIPs with fixed weights, and a folder of images."
+from dataclasses import asdict
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
 def tiny_clip(layers=4, seed=0):
@@ -14,6 +16,15 @@ def tiny_clip(layers=4, seed=0):
     shape = GlyphClipConfig(embed_dim=32, width=32, layers=layers, head_width=16, context=20,
                             image_size=32)
     return build_glyph_clip(shape).eval()
+
+
+def save_tiny_clip(path, seed=0, words=1000, **shape):
+    "The file of a smaller one, eight blocks a tower, that knows some words of the vocabulary."
+    small = dict(embed_dim=16, width=16, layers=8, head_width=8, context=20, image_size=16)
+    config = GlyphClipConfig(**{**small, **shape})
+    torch.manual_seed(seed)
+    facts = dict(config=dict(model=asdict(config)))
+    return save_glyph_clip(build_glyph_clip(config), path, facts, torch.arange(words))
 
 
 def tiny_open_clip(kind=open_clip.CLIP, seed=0):

@@ -8,20 +8,22 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import save_images
+from conftest import save_images, save_tiny_clip
+from dra_nb.bench import results
 from dra_nb.bench import runs as bench_runs
-from dra_nb.bench.results import Claim, find_record, read_results
-from dra_nb.bench.runs import bench, dataset_digest, make_runs, run_missing
+from dra_nb.bench.results import Claim, Record, find_record, read_results
+from dra_nb.bench.runs import (bench, dataset_digest, make_runs, run_missing,
+                               search_table)
+from dra_nb.bench.tables import cross_rows, cross_table
 from dra_nb.data import Dataset, Item
 from dra_nb.methods import coop
 from dra_nb.training import TrainingDiverged
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
 @pytest.fixture(scope='module')
@@ -30,12 +32,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp('world')
     for k in range(6):
         save_images(folder/'own'/f'class {k}', 6, 10*k, (20, 20))
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
-                            image_size=16)
-    torch.manual_seed(0)
-    clip = folder/'clip.safetensors'
-    facts = dict(config=dict(model=asdict(shape)))
-    save_glyph_clip(build_glyph_clip(shape), clip, facts, torch.arange(1000))
+    clip = save_tiny_clip(folder/'clip.safetensors')
     return dict(datasets=[str(folder/'own')], pretrained=str(clip), shots=2, device='cpu')
 
 
@@ -178,13 +175,38 @@ def test_keys_follow_what_is_read(world, tmp_path):
 
     assert key('a') == key('c') != key('b')
     assert len({key(), key(shots=1), key(config=dict(rank=8)), key(train=dict(amp='bf16'))}) == 4
-    other = tmp_path/'other.safetensors'
-    torch.manual_seed(1)
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
-                            image_size=16)
-    facts = dict(config=dict(model=asdict(shape)))
-    save_glyph_clip(build_glyph_clip(shape), other, facts, torch.arange(1000))
+    other = save_tiny_clip(tmp_path/'other.safetensors', seed=1)
     assert key(pretrained=str(other)) != key()
+
+
+def test_seeds(world):
+    "Each once, and at least one."
+    runs = make_runs(['adapter'], seeds=[1, 1, 2], **world)
+    assert [run.seed for run in runs] == [1, 2]
+    with pytest.raises(ValueError, match='seeds: got none, allowed is at least one whole number'):
+        make_runs(['adapter'], seeds=[], **world)
+
+
+def test_a_search_over_an_unknown_setting_is_refused(world, tmp_path):
+    records = bench(['adapter'], seeds=[1], train=dict(epochs=1), folder=tmp_path, **world)
+    with pytest.raises(ValueError, match="search: got 'config.depth', allowed are config.NAME"):
+        search_table(records, {'config.depth': [1, 2]})
+
+
+def test_tables_of_some_records():
+    "What two methods do not share is an empty cell."
+    def record(method, seed, **metrics):
+        run = dict(protocol='cross', method=method, dataset='general', seed=seed,
+                   train=dict(epochs=1))
+        return Record(run, metrics, {}, {}, {}, {}, 'cpu')
+
+    some = [record('dra', 1, general=40., food=60.), record('dra', 2, general=41., tools=50.),
+            record('coop', 1, general=50., food=70.)]
+    rows = {row['dataset']: row for row in cross_rows(some)}
+    assert rows['tools']['coop'] is None and rows['average of 2 other sets']['dra'] is None
+    lines = {line.split('|')[1].strip(): line for line in cross_table(some).splitlines()}
+    cells = [cell.strip() for cell in lines['tools'].split('|')]
+    assert cells == ['', 'tools', '50.0', '', '']
 
 
 def test_too_few_classes_are_refused_before_any_work(world, tmp_path, monkeypatch):
@@ -259,6 +281,19 @@ def in_session(leader):
     return found
 
 
+def test_a_lost_claim_keeps_nobody_elses_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'TOUCH', .01)
+    with Claim(tmp_path, 'run') as mine:
+        long_ago = time.time()-1000
+        os.utime(mine.path, (long_ago, long_ago))
+        wait_for(lambda: mine.path.stat().st_mtime > long_ago+1, 10)     # it is touched
+        mine.path.write_text(json.dumps(dict(host='other', pid=1, token='theirs')))
+        os.utime(mine.path, (long_ago, long_ago))
+        time.sleep(.2)
+        assert mine.path.stat().st_mtime < long_ago+1
+    assert mine.path.exists()
+
+
 def test_two_programs_on_one_folder(world, tmp_path):
     folder = tmp_path/'results'
     both = [program(tmp_path, world, folder) for _ in range(2)]
@@ -284,7 +319,9 @@ def test_killed_without_a_word(world, tmp_path):
     wait_for(lambda: not in_session(p.pid), 30)                 # no worker is left behind
     done = read_results(folder, pytest.fail)          # what is finished is kept, and whole
     assert 0 < len(done) < 8
-    for path in folder.glob('.*.claim'):                        # void, since their process is gone
+    claims = list(folder.glob('.*.claim'))
+    assert claims
+    for path in claims:                                 # void, since their process is gone
         claim = Claim(folder, path.name[1:].removesuffix('.claim'))
         assert claim.take()
         claim.release()

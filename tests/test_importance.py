@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from conftest import tiny_clip
 from dra_nb.attach import attached, set_step
 from dra_nb.bench import search
-from dra_nb.bench.importance import (CENTRE, COMPARISONS, VARIANTS, control_runs, first_batch,
-                                     foreground_auc)
+from dra_nb.bench.importance import (CENTRE, COMPARISONS, VARIANTS, answer, control_runs,
+                                     first_batch, foreground_auc)
 from dra_nb.bench.search import SEARCHED, search_start
 from dra_nb.clip import real_tokens
 from dra_nb.data import base_new, few_shot, load_dataset
@@ -311,6 +311,11 @@ def test_photographs_have_no_mask(own_images):
     with pytest.raises(ValueError, match='allowed are compositions of Glyphs') as e:
         fit(method, dataset, TrainConfig(epochs=1, batch_size=4), bar=False)
     assert '\n' not in str(e.value)
+
+
+def test_without_records_there_is_no_answer():
+    with pytest.raises(ValueError, match='records: got none that compare mask with chance'):
+        answer([])
 
 
 def test_presets():

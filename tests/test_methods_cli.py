@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import save_tiny_clip
 from PIL import Image
 
 from dra_nb.bench.results import read_results
@@ -19,7 +19,7 @@ from dra_nb.evaluation import accuracy
 from dra_nb.files import read_tensors, write_tensors
 from dra_nb.methods import METHODS, find_method, load_method, method_names
 from dra_nb.methods.base import register
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip, save_glyph_clip
+from dra_nb.weights import load_clip
 
 COLOURS = ('red', 'green', 'deep_blue', 'grey')
 TRAINABLE = [name for name in method_names() if find_method(name)[0].recipe()[1].epochs]
@@ -28,12 +28,9 @@ TRAINABLE = [name for name in method_names() if find_method(name)[0].recipe()[1]
 @pytest.fixture(scope='module')
 def clip(tmp_path_factory):
     "The words that name a glyph-clip with twelve narrow blocks a tower and random weights."
-    torch.manual_seed(0)
-    config = GlyphClipConfig(embed_dim=32, width=32, layers=12, head_width=16, context=32,
-                             image_size=32)
     path = tmp_path_factory.mktemp('clip')/'tiny.safetensors'
-    save_glyph_clip(build_glyph_clip(config), path, dict(config=dict(model=asdict(config))),
-                    torch.arange(49408))
+    save_tiny_clip(path, words=49408, embed_dim=32, width=32, layers=12, head_width=16, context=32,
+                   image_size=32)
     return '--model', 'glyph-clip', '--pretrained', str(path), '--device', 'cpu'
 
 
@@ -147,6 +144,22 @@ def test_file_of_a_search_is_looked_at_before_any_work(capsys, clip, tmp_path, t
     err = capsys.readouterr().err
     assert code == 2 and said in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path/'r').exists() and path.read_text() == (text or '')
+
+
+def test_methods_of_a_search(capsys, clip, tmp_path, monkeypatch):
+    "Without names those of bench that have a search; one without is refused before any work."
+    planned = []
+    monkeypatch.setattr('dra_nb.bench.runs.run_missing', lambda runs, *more: planned.extend(runs))
+    monkeypatch.setattr('dra_nb.cli._show_search', lambda *given: None)
+    root = paint(tmp_path/'many', [f'colour {letter}' for letter in 'abcdefghijkl'])
+    words = ['bench', '--search', tmp_path/'best.json', '--seeds', 1, '--shots', 1, '--out',
+             tmp_path/'r', '--workers', 1, '--datasets']
+    assert main([*map(str, [*words, root]), *clip]) == 0, capsys.readouterr().err
+    assert {run.method for run in planned} == {'adapter', 'dra-paper', 'dra'}
+    capsys.readouterr()
+    assert main([*map(str, [*words, 'nowhere', '--methods', 'zero-shot']), *clip]) == 2
+    said = "dra-nb: method: got 'zero-shot', which has no search, allowed are adapter, dra, "
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize('cls', METHODS.values(), ids=list(METHODS))

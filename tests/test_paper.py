@@ -1,15 +1,17 @@
 "The paper's tables by one command: a part of Table 1 from end to end, plans, and mistakes."
 import csv
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import save_images, save_tiny_clip
 from miniature import write
 
-from dra_nb.bench.results import read_results
+from dra_nb.bench.paper import (TABLES, find_table, in_table1, paper_number, plan_table,
+                                table_rows)
+from dra_nb.bench.results import Record, read_results, write_record
 from dra_nb.cli import main
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
+from dra_nb.data import REAL, glyphs
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')       # miniatures are no whole sets
 
@@ -20,11 +22,7 @@ def part(tmp_path_factory):
     folder = tmp_path_factory.mktemp('paper')
     for name in ('oxford_pets', 'dtd'):
         write(name, folder/'DATA', train=20)
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
-                            image_size=16)
-    torch.manual_seed(0)
-    facts = dict(config=dict(model=asdict(shape)))
-    save_glyph_clip(build_glyph_clip(shape), folder/'tiny.safetensors', facts, torch.arange(1000))
+    save_tiny_clip(folder/'tiny.safetensors')
     return ['paper', 'table1', '--methods', 'zero-shot', 'dra-recommended', '--datasets',
             'oxford_pets', 'dtd', '--seeds', '1', '--root', str(folder/'DATA'), '--pretrained',
             str(folder/'tiny.safetensors'), '--device', 'cpu', '--workers', '1', '--out',
@@ -108,26 +106,100 @@ def test_plan_without_the_data(capsys):
     assert hours[1] == pytest.approx(2*hours[0], rel=.02)
 
 
+ROWS = ', '.join(line.label for line in find_table('table1').lines_for('glyph-clip'))
+SETS = f'{", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REAL)}'
+
+
 @pytest.mark.parametrize('words, why', [
-    (['table7'], "table: got 'table7', allowed are table1"),
-    (['table1', '--methods', 'magic'], "methods: got 'magic', allowed for table1 are zero-shot"),
+    (['table7'], f"table: got 'table7', allowed are {', '.join(TABLES)}"),
+    (['table1', '--methods', 'magic'], f"methods: got 'magic', allowed for table1 are {ROWS}"),
     (['table1', '--seeds', 'one'], 'seeds: got one, allowed are whole numbers'),
-    (['table1', '--seeds', '-1'], 'seeds'),
-    (['table1', '--root', ''], "root: got ''"),
-    (['table1', '--datasets', 'atlantis'], 'atlantis'),
-    (['table1', '--format', 'word'], "format: got 'word'"),
-    (['table1', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai'], 'root: not given'),
-    (['table1', '--plan', '--datasets', 'food', '--tflops', '0'], 'tflops'),
-    (['table1', '--tflops', '5'], 'tflops: got 5 without --plan'),
-    (['table1', '--plan', '--done'], 'done: got --plan as well'),
-    (['table1', '--done', '--out', __file__], 'which is no folder; allowed is a folder'),
-    (['fig4', '--plan', '--datasets', 'vehicles', 'food'], 'datasets: got vehicles, food, allowed'),
+    (['table1', '--seeds', '-1'], f'seeds: got -1, allowed whole numbers from 0 to {2**63-1}'),
+    (['table1', '--root', ''], "root: got '', allowed is a word that is not empty"),
+    (['table1', '--datasets', 'atlantis'], "name: unknown data set 'atlantis' (did you mean "
+     f"'plants'?); allowed: {SETS}; or your own folder of class folders or CSV file"),
+    (['table1', '--format', 'word'],
+     "format: got 'word', allowed 'markdown', 'latex', 'text', 'csv'"),
+    (['table1', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai'],
+     "root: not given; ViT-B-16-quickgelu is run on the paper's data sets, which are in a folder "
+     '(--root DATA); --plan needs none'),
+    (['table1', '--plan', '--datasets', 'food', '--tflops', '0'],
+     'tflops: got 0.0, allowed finite numbers above 0'),
+    (['table1', '--tflops', '5'], 'tflops: got 5 without --plan, which alone uses it'),
+    (['table1', '--plan', '--done'], 'done: got --plan as well, allowed is one of them'),
+    (['table1', '--done', '--out', __file__], f'out: got {__file__!r}, which is no folder; allowed '
+     'is a folder, or a new name'),
+    (['fig4', '--plan', '--datasets', 'vehicles', 'food'],
+     'datasets: got vehicles, food, allowed for fig4 is one'),
     (['fig4', '--plan', '--seeds', '1', '2'], 'seeds: got 1, 2, allowed for fig4 is one'),
 ])
 def test_mistakes_are_one_line(words, why, capsys):
     assert main(['paper', *words]) == 2
     said = capsys.readouterr()
-    assert why in said.err and said.err.count('\n') == 1 and said.out == ''
+    assert said.err == f'dra-nb: {why}\n' and said.out == ''
+
+
+@pytest.mark.parametrize('table', ['table2', 'table3'])
+def test_a_folder_as_target(table, tmp_path):
+    "It is shown by the name of its set."
+    folders = [tmp_path/'mine', tmp_path/'other']
+    for folder in folders:
+        for k in range(2):
+            save_images(folder/f'class {k}', 4, 10*k, (20, 20))
+    plan = plan_table(table, ['zero-shot'], list(map(str, folders)), [1])
+    run, = plan.runs
+    record = Record(run.facts(), dict(general=10., mine=20., other=40.), {}, {}, {}, {}, 'cpu')
+    rows = table_rows(plan, plan.labelled([record]))
+    found = {row['block']: row['accuracy'][0] for row in rows}
+    assert found == {'average of 2': 30., 'general': 10., 'mine': 20., 'other': 40.}
+
+
+def test_an_average_over_other_sets_has_no_printed_number():
+    "However many they are."
+    plan = plan_table('table1', ['zero-shot'])
+    row = dict(block='average of 11', line=plan.lines[0])
+    assert paper_number(plan, row, 'new').value == 74.22
+    own = replace(plan, sets=tuple('abcdefghijk'))
+    assert paper_number(own, row, 'new') is None
+    assert paper_number(replace(plan, sets=plan.sets[:10]), row, 'new') is None
+
+
+def test_repeated_seeds_count_once(capsys):
+    plan = plan_table('table1', ['coop'], ['food'], [1, 1, 2])
+    assert plan.seeds == (1, 2) and len(plan.pairs) == len(plan.runs) == 2
+    text = say(capsys, 'paper', 'table1', '--plan', '--model', 'ViT-B-16-quickgelu', '--pretrained',
+               'openai', '--methods', 'coop', '--datasets', 'dtd', '--seeds', '1', '1')
+    total = next(line for line in text.splitlines() if line.startswith('| all'))
+    assert total.split('|')[2].strip() == '1'
+
+
+def test_the_command_has_what_differs_from_its_own_default(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = say(capsys, 'paper', 'table1', '--done', '--methods', 'coop', '--datasets', 'food',
+               '--seeds', '1', '--out', 'glyph-clip')
+    assert 'dra-nb paper table1 --methods coop --datasets food --seeds 1 --out glyph-clip' in text
+
+
+def test_gains_in_table1_of_what_is_there(tmp_path):
+    "A row whose other method lacks is left out, and so are sets that only one of them has."
+    def add(method, dataset, new):
+        run = dict(protocol='base-to-new', method=method, dataset=dataset, seed=1,
+                   train=dict(epochs=1))
+        metrics = dict(base=50., new=new, hm=50.)
+        write_record(tmp_path, Record(run, metrics, {}, {}, {}, {}, 'cpu'))
+
+    add('coop', 'food', 60.)
+    assert in_table1('coop', folder=tmp_path).startswith('Not measured yet: `dra-nb paper table1')
+    add('adapter-recommended', 'tools', 50.)
+    assert in_table1('coop', folder=tmp_path).startswith('Not measured yet: `dra-nb paper table1')
+    add('adapter-recommended', 'food', 50.)
+    text = in_table1('coop', folder=tmp_path)
+    first, *lines = text.splitlines()
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in (first, lines[1])]
+    assert cells[0] == ['points', 'base', 'new', 'HM', 'sets', 'seeds']
+    assert cells[1] == ['coop − adapter', '+0.00', '+10.00', '+0.00', '1', '1']
+    add('zero-shot', 'food', 55.)
+    assert in_table1('coop', folder=tmp_path).startswith('**On base classes `coop` ')
 
 
 def test_an_empty_root(part, capsys, tmp_path):

@@ -1,16 +1,14 @@
 "The protocols beside base to new: across sets, and inside the base classes."
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
-import torch
 
-from conftest import save_images
+from conftest import save_images, save_tiny_clip
 from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import read_results
 from dra_nb.bench.runs import bench, find_dataset, grid, make_runs, run_missing
 from dra_nb.data import glyphs
 from dra_nb.training import TrainingDiverged
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, save_glyph_clip
 
 
 @pytest.fixture(scope='module')
@@ -20,11 +18,7 @@ def world(tmp_path_factory):
     for name,classes in (('source', 12), ('target', 4)):
         for k in range(classes):
             save_images(folder/name/f'class {k:02}', 8, 100*k, (20, 20))
-    shape = GlyphClipConfig(embed_dim=16, width=16, layers=8, head_width=8, context=20,
-                            image_size=16)
-    torch.manual_seed(0)
-    facts = dict(config=dict(model=asdict(shape)))
-    save_glyph_clip(build_glyph_clip(shape), folder/'clip.safetensors', facts, torch.arange(1000))
+    save_tiny_clip(folder/'clip.safetensors')
     return folder
 
 
