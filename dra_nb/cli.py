@@ -947,11 +947,12 @@ def _paper_text(args, plan, records):
 # %% ../nbs/14_cli.ipynb #a53c9d63
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."
-    from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table, save_svg,
+    from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table,
                                     table_rows)
     from dra_nb.bench.plan import jobs_of_plan, jobs_of_public, plan_text
     from dra_nb.bench.results import read_results
     from dra_nb.bench.runs import has_weights
+    from dra_nb.figures import save_svg
     from dra_nb.files import write_atomically
     def show(text):
         print(text)

@@ -35,12 +35,12 @@ from .tables import beside_table, listed, target_kind, to_table
 from ..checks import check_choice
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
-from ..figures import STYLE, save_svg
+from ..figures import STYLE
 from ..methods import find_method, load_method
 from ..prompts import make_prompts
 from ..training import fit
 from ..visualization import show_gallery, text_notes, token_ranks, token_words
-from ..weights import find_device, load_clip
+from ..weights import load_clip
 
 # %% ../../nbs/65_paper.ipynb #61aff6eb
 class Published(NamedTuple):
