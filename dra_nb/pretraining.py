@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'PHRASES', 'PretrainConfig', 'Concept', 'emoji_concepts'
            'WeightAverage', 'Stopped', 'StopOnSignal', 'Stage', 'batches_from', 'contrast', 'shorten', 'WordBatches',
            'word_loss', 'coloured_in', 'bent', 'recoloured', 'outlined', 'greyed', 'other_styles', 'PairBatch',
            'kept_patches', 'PairBatches', 'pair_loss', 'learn_words', 'learn_pairs', 'steps_in', 'flops_of_step',
-           'pretrain', 'read_names', 'measure', 'phrase_ranks', 'unseen_names', 'average_weights']
+           'flops_per_pair', 'pretrain', 'read_names', 'measure', 'phrase_ranks', 'unseen_names', 'average_weights']
 
 # %% ../nbs/1b_pretraining_loop.ipynb #8ac6fb79
 import json
@@ -75,10 +75,21 @@ class PretrainConfig:
     seed:int = 1
 
     def __post_init__(self):
+        if not isinstance(self.model, GlyphClipConfig):
+            raise ValueError(f'model: got {self.model!r}, allowed GlyphClipConfig')
         for name in ('steps', 'batch', 'words_batch', 'per_name', 'every'):
             check_number(name, getattr(self, name), whole=True, least=1)
-        for name in ('icons', 'patch_dropout', 'bend', 'recolour', 'outline', 'grey', 'decay'):
+        for name in ('words_steps', 'words_every', 'warmup'):
+            check_number(name, getattr(self, name), whole=True, least=0)
+        check_number('tokens', self.tokens, whole=True, least=3)    # start, a word and end
+        check_number('seed', self.seed, whole=True, least=0, most=2**62)
+        for name in ('icons', 'decay', 'patch_dropout', 'ema', 'clutter_from', 'bend', 'recolour',
+                     'outline', 'grey'):
             check_number(name, getattr(self, name), least=0, most=1)
+        for name in ('lr', 'words_lr'):
+            check_number(name, getattr(self, name), above=0, most=1e6)
+        for name in ('text_lr', 'weight_decay'):
+            check_number(name, getattr(self, name), least=0, most=1e6)
 
     @classmethod
     def for_device(cls,
@@ -577,11 +588,13 @@ class Stage:
                 self.seconds = self.clock()-began
                 if last or self.step % 20 == 0:
                     self._note(loss, metrics)
-                if last or stop.asked or self.step % self.config.every == 0:
+                asked = stop.asked                   # once: a signal may come while it saves
+                if last or asked or self.step % self.config.every == 0:
+                    self._check(loss)
                     self.save()
-                if stop.asked and not last:
+                if asked and not last:
                     raise Stopped(f'{self.name}: ended after step {self.step:,} of '
-                                  f'{self.steps:,}; goes on from {self.path}', stop.asked)
+                                  f'{self.steps:,}; goes on from {self.path}', asked)
         self.model.load_state_dict(self.average.weights)
         return self.history
 
@@ -603,9 +616,19 @@ class Stage:
         self.history.append(record)
         if self.log:
             self.log(self.name, record)
-        if not math.isfinite(record['loss']):
-            raise ValueError(f'{self.name}: the loss is {record["loss"]} at step {self.step}; '
-                             f'the last checkpoint is {self.path}')
+        self._check(loss)
+
+    def _check(self, loss):
+        "The loss and all weights must be numbers; a checkpoint with others would go on from them."
+        weights = [*self.model.parameters(), *self.average.kept]
+        if not loss.isfinite():
+            said = f'the loss is {loss.item()}'
+        elif not all(p.isfinite().all() for p in weights):
+            said = 'the weights are no numbers'
+        else:
+            return
+        kept = f'the last checkpoint is {self.path}' if self.path.exists() else 'nothing is kept'
+        raise ValueError(f'{self.name}: {said} at step {self.step}; {kept}')
 
 # %% ../nbs/1b_pretraining_loop.ipynb #27cc81f5
 def _ignore_signals(worker):
@@ -973,6 +996,17 @@ def flops_of_step(
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
+def flops_per_pair(
+    model,              # of `build_glyph_clip`
+    pairs:PairBatches
+)->float:
+    "Operations for a picture and its text in `flops_of_step`, in the mean of ten steps of a run."
+    c, total = pairs.c, 0
+    for part in range(10):
+        step = (2*part+1)*c.steps//20          # in the middle of each tenth: the patches grow
+        total += flops_of_step(model, pairs[step])
+    return total/(10*c.batch)
+
 def _hardware(device):
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
@@ -1012,12 +1046,12 @@ def pretrain(
         pairs.c = c = replace(c, steps=steps)
     history = learn_pairs(model, words, pairs, folder, workers, **more)
     seen, seconds = c.steps*c.batch, history[-1]['seconds']
-    flops = flops_of_step(model, pairs[0])/c.batch
     drawn = corpus and dict(digest=corpus.digest, count=len(corpus.rows))
     rounded = [_rounded(record) for record in history[::5]]
     facts = dict(config=asdict(c), icons=drawn, hardware=_hardware(device), pairs_seen=seen,
                  seconds=dict(words=read[-1]['seconds'] if read else 0., pairs=seconds),
-                 cost=dict(flops_per_pair=flops, pairs_per_second=seen/seconds),
+                 cost=dict(flops_per_pair=flops_per_pair(model, pairs),
+                           pairs_per_second=seen/seconds),
                  torch=torch.__version__, history=rounded, before=before)
     return save_glyph_clip(model, folder/'glyph-clip.safetensors', facts, words.ids)
 

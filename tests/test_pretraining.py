@@ -140,6 +140,52 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model):
         stage.run(range(20), losses)
 
 
+def broken_loss(model):
+    return model.logit_scale*math.nan
+
+
+def broken_gradient(model):
+    "Zero; its gradient is 0/0."
+    return (model.logit_scale-model.logit_scale.detach()).square().sqrt()
+
+
+@pytest.mark.parametrize('broken, said', [(broken_loss, 'the loss is nan'),
+                                          (broken_gradient, 'the weights are no numbers')])
+@pytest.mark.parametrize('every', [1, 100])
+def test_a_good_checkpoint_stays(broken, said, every, tmp_path):
+    "Whether one is due, or a signal asks for it; the run then goes on from the good one."
+    config, model = replace(TINY, every=every), build_glyph_clip(SHAPE)
+    stage = P.Stage('pairs', model, config, 20, tmp_path)
+
+    def losses(batch, step):
+        if step == 2:
+            if every > 2:
+                signal.raise_signal(signal.SIGTERM)
+            return broken(model), {}
+        return model.logit_scale**2, {}
+
+    if every > 2:
+        stage.step = 2
+        stage.save()
+        first = range(2, 20)
+    else:
+        first = range(20)
+    with pytest.raises(ValueError, match=f'pairs: {said} at step 3; the last checkpoint is'):
+        stage.run(first, losses)
+    again = P.Stage('pairs', build_glyph_clip(SHAPE), config, 20, tmp_path)
+    assert again.step == 2
+    assert all(p.isfinite().all() for p in again.model.parameters())
+    again.run(range(2, 20), lambda batch, step: (again.model.logit_scale**2, {}))
+    assert again.step == 20
+
+
+def test_a_step_costs_more_in_the_decay(model):
+    "It shows more patches; what a file tells is a mean over the run."
+    pairs = P.PairBatches(replace(TINY, batch=8), model.tokenizer)
+    costs = [P.flops_of_step(model, pairs[step])/8 for step in (0, TINY.steps-1)]
+    assert costs[0] < P.flops_per_pair(model, pairs) < costs[1]
+
+
 LONG = replace(TINY, steps=100_000)
 PROGRAM = """
 import os, sys
