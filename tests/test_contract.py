@@ -240,6 +240,24 @@ def test_looking_leaves_no_trace(name, shots, images):
     assert [m.training for m in method.modules()] == modes and method.prompts is prompts
 
 
+@pytest.mark.parametrize('name', TRAINED)
+def test_training_by_hand(name, shots, images):
+    "Logits in evaluation mode are those of the weights in hand, also after steps of one's own."
+    method = built(name)
+    if name in BY_SHOTS:
+        short_training(method, shots, name)
+    method.set_classes(NAMES, TEMPLATE)
+    with torch.no_grad():
+        before = method.logits(images)
+        method.train()
+        for p in method.trained().values():
+            p.add_(.1)
+        method.eval()
+        now = method.logits(images)
+    assert not torch.equal(now, before)
+    assert torch.equal(now, logits(method, images))
+
+
 @pytest.mark.parametrize('name', ALL)
 def test_both_model_classes(name, images):
     "open_clip keeps the text tower in the model or in a module of its own."

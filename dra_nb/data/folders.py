@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from .glyphs import SETS, SHIFTS
-from .items import Dataset, Item, as_dataset, cut_class, is_image_name, stays_inside
+from .items import (
+    Dataset, Item, as_dataset, cut_class, is_aside, is_image_name, stays_inside)
 from .public import REAL
 from ..files import read_text
 
@@ -27,13 +28,9 @@ def own_name(
 SPLIT_NAMES = dict(train='train', training='train', val='val', valid='val', validation='val',
                    test='test', testing='test')    # lower-case name → list of a `Dataset`
 
-def _is_aside(name):
-    "Is this the name of a folder that a system or an editor keeps for itself?"
-    return name.startswith('.') or name == '__MACOSX'
-
 def _folders_in(root):
     "Sub-folders, sorted by name, without what systems leave there."
-    return sorted(p for p in Path(root).iterdir() if p.is_dir() and not _is_aside(p.name))
+    return sorted(p for p in Path(root).iterdir() if p.is_dir() and not is_aside(p.name))
 
 def images_below(
     folder  # links to folders are followed, hidden ones left out
@@ -47,7 +44,7 @@ def images_below(
             folders[:] = []
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not _is_aside(f))   # of two links the first
+        folders[:] = sorted(f for f in folders if not is_aside(f))   # of two links the first
         paths += [os.path.join(where, name) for name in names if is_image_name(name)]
     return sorted(paths)
 

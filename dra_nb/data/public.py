@@ -23,7 +23,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from .items import (
-    Dataset, as_dataset, base_new, cut_class, few_shot, is_image_name, read_split)
+    Dataset, as_dataset, base_new, cut_class, few_shot, is_aside, is_image_name, read_split)
 from ..files import read_json, read_text_lines
 
 # %% ../../nbs/17_datasets.ipynb #e80b4a1e
@@ -230,7 +230,9 @@ def _listing(folder, root):
     if not folder.is_dir():
         raise ValueError(f'{folder}: no such folder')
     classes = [entry.name for entry in os.scandir(folder)
-               if entry.is_dir() and not entry.name.startswith('.')]
+               if entry.is_dir() and not is_aside(entry.name)]
+    if not classes:
+        raise ValueError(f'{folder}: holds no class folders with images')
     found = {}
     for name in sorted(classes):
         images = [entry for entry in os.scandir(folder/name) if is_image_name(entry.name)]
@@ -239,8 +241,8 @@ def _listing(folder, root):
                 raise ValueError(f'{entry.path}: leads out of the data folder, to '
                                  f'{os.path.realpath(entry.path)}')
         found[name] = sorted(entry.name for entry in images)
-    if not any(found.values()):
-        raise ValueError(f'{folder}: holds no class folders with images')
+        if not images:
+            raise ValueError(f'{folder/name}: holds no images, but is a class folder')
     return found
 
 # %% ../../nbs/17_datasets.ipynb #c7decb82

@@ -161,6 +161,8 @@ class Method(nn.Module):
         "Training mode for what the method adds; the CLIP itself stays in evaluation mode."
         super().train(mode)
         self.model.eval()
+        if mode:
+            self.cached = None       # class features of weights that will change
         for m in attached(self.model).values():
             m.train(mode)
         return self
