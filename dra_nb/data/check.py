@@ -6,11 +6,9 @@
 __all__ = ['problems_of_files', 'list_problems', 'copy_problems', 'check_dataset', 'check_public']
 
 # %% ../../nbs/52_check.ipynb #f412f1ce
-import hashlib
 import os
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import open_clip
 
@@ -20,7 +18,7 @@ from .items import Dataset, read_split
 from .public import (
     PUBLIC_SETS, SPLITS_HOMEPAGE, check_against_published, count, count_differences, find_set,
     imagenet_classes, read_lists, stays_within)
-from ..files import read_text_lines
+from ..files import file_digest, read_text_lines
 from ..weights import GlyphClipConfig
 
 # %% ../../nbs/52_check.ipynb #48fed81c
@@ -141,7 +139,7 @@ def list_problems(dataset:Dataset,  # any
 def _content(path):
     "A digest of a file; '' if it cannot be read."
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return file_digest(path)
     except OSError:
         return ''
 

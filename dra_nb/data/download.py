@@ -73,6 +73,12 @@ def _receive(url, part, show, timeout):
     return total
 
 # %% ../../nbs/18_download.ipynb #314b74b5
+def _wrong_digest(path, digest):
+    "What is wrong with a file whose digest is known; '' if nothing is, or if it is not known."
+    kind, _, known = digest.partition(':')
+    got = known and file_digest(path, kind)
+    return f'has the {kind} {got}, expected {known}' if got != known else ''
+
 def fetch(url,        # http or https address
           path,       # where the file goes
           digest='',  # 'md5:…' or 'sha256:…'; not checked if empty
@@ -84,18 +90,19 @@ def fetch(url,        # http or https address
     part = path.with_name(path.name+'.part')
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
+        wrong = _wrong_digest(path, digest)
+        if wrong:
+            raise ValueError(f'{path}: {wrong}; remove it, and the same command fetches it anew')
         return path
     total = _receive(url, part, show, timeout)
     have = part.stat().st_size
     if total is not None and have != total:
         raise ValueError(f'{url}: ended after {have:,} of {total:,} bytes; the same command goes '
                          f'on from here')
-    kind, _, known = digest.partition(':')
-    if known:
-        got = file_digest(part, kind)
-        if got != known:
-            part.unlink()
-            raise ValueError(f'{url}: has the {kind} {got}, expected {known}; it was deleted')
+    wrong = _wrong_digest(part, digest)
+    if wrong:
+        part.unlink()
+        raise ValueError(f'{url}: {wrong}; it was deleted')
     os.replace(part, path)
     return path
 
@@ -178,6 +185,12 @@ def unpack(archive,   # tar (however compressed) or zip file
             if not target.parent.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f'{target}: leads out of {folder}, through a link that was there '
                                  f'before; nothing was unpacked')
+            place = target.parent
+            while not place.exists():
+                place = place.parent
+            if target.is_dir() or not place.is_dir():
+                raise ValueError(f'{target}: a folder is where a file goes, or a file where a '
+                                 f'folder goes; nothing was unpacked')
         for path, target in zip(paths, targets):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)

@@ -207,6 +207,8 @@ def load_csv(
         if paths:
             for part,some in zip(parts.values(), cut_class(paths, source=path)):
                 part += [(image, label_of[classname], classname) for image in some]
+    if not parts['test']:
+        raise ValueError(f'{path}: no line has the split test')
     absent = sorted(set(classes) - {classname for _,_,classname in parts['train']})
     if absent:
         raise ValueError(f'{path}: class {absent[0]!r} has no training image')
