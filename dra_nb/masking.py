@@ -50,12 +50,27 @@ def _on_device(values, device, dtype):
     "A few numbers as a tensor, made once: a GPU would wait for each copy."
     return torch.tensor(values, dtype=dtype, device=device)
 
+def _kept(ratios, r, device):
+    "What `channels_per_group` gives, as a tensor that others share."
+    return _on_device(tuple(kept_channels(ratios, r)), device, torch.int64)
+
+def _factors(ratios, r, rescale, device, dtype):
+    "What `rescaling` gives, as a tensor that others share."
+    kept = kept_channels(ratios, r)
+    if rescale=='inverse_ratio':
+        factors = [1/float(e) for e in ratios]
+    elif rescale=='inverse_kept':
+        factors = [r/n if n else 0. for n in kept]
+    else:
+        raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
+    return _on_device(tuple(factors), device, dtype or torch.get_default_dtype())
+
 def channels_per_group(ratios,      # share of channels per group, most important first
                        r:int,       # number of channels
                        device=None, # where the result goes
                       )->Tensor:    # int64 (K,)
     "Channels that each group keeps (Eq. 15), as a tensor."
-    return _on_device(tuple(kept_channels(ratios, r)), device, torch.int64)
+    return _kept(ratios, r, device).clone()
 
 def rescaling(ratios,         # share of channels per group, most important first
               r:int,          # number of channels
@@ -64,13 +79,7 @@ def rescaling(ratios,         # share of channels per group, most important firs
               dtype:torch.dtype|None=None, # its type
              )->Tensor:       # factor on the kept channels of each group, (K,)
     "Factor on the channels that are kept (Eq. 15)."
-    if rescale=='inverse_ratio':
-        factors = [1/float(e) for e in ratios]
-    elif rescale=='inverse_kept':
-        factors = [r/kept if kept else 0. for kept in kept_channels(ratios, r)]
-    else:
-        raise ValueError(f"rescale: got {rescale!r}, allowed 'inverse_ratio', 'inverse_kept'")
-    return _on_device(tuple(factors), device, dtype or torch.get_default_dtype())
+    return _factors(ratios, r, rescale, device, dtype).clone()
 
 # %% ../nbs/06_masking.ipynb #55281b4d
 def token_groups(token_places:Tensor,     # place of every token, (B,N)
@@ -98,8 +107,8 @@ def rank_mask(token_order:Tensor,      # t of Eq. 11, (B,N)
     "The mask of Eqs. 14 to 16, in the tokens' and channels' own order."
     r = channel_order.shape[-1]
     device = channel_order.device
-    kept = channels_per_group(ratios, r, device)                            # (K,)
-    factor = rescaling(ratios, r, rescale, device, dtype)                   # (K,)
+    kept = _kept(ratios, r, device)                                         # (K,)
+    factor = _factors(ratios, r, rescale, device, dtype)                    # (K,)
     group = token_groups(places(token_order), len(ratios), counts)          # (B,N)
     if counts is not None:      # behind the K groups: all channels, factor 1, as at test time
         kept = F.pad(kept, (0,1), value=r)
@@ -118,8 +127,8 @@ def soft_rank_mask(P_t:Tensor, # token permutation, rows are places, (B,N,N)
     n = P_t.shape[-1]
     r = P_c.shape[-1]
     k = len(ratios)
-    kept = channels_per_group(ratios, r, P_t.device)[:,None]                # (K,1)
-    factor = rescaling(ratios, r, rescale, P_t.device, P_t.dtype)[:,None]   # (K,1)
+    kept = _kept(ratios, r, P_t.device)[:,None]                             # (K,1)
+    factor = _factors(ratios, r, rescale, P_t.device, P_t.dtype)[:,None]    # (K,1)
     table = (torch.arange(r, device=P_t.device) < kept)*factor              # T, (K,r)
     place = torch.arange(n, device=P_t.device)[None]                        # (1,N)
     group = token_groups(place, k, counts)                                  # (1 or B,N)

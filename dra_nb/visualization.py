@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .attach import evaluating
 from .checks import check_choice, check_number
 from .clip import real_tokens
 from .data import load_dataset, load_images, normalize
@@ -43,16 +44,18 @@ def image_notes(model:nn.Module, # open_clip model with DRA modules
                 images:Tensor,   # normalised, (B,3,S,S)
                )->dict:          # block → token_scores (B,N), channel_scores (B,r), ranks (B,N)
     "Scores and ranks of the image tokens; the class token comes first (Eqs. 10 and 12)."
-    with torch.inference_mode(), recording(model) as notes:
+    with torch.inference_mode(), evaluating(model), recording(model) as notes:
         model.encode_image(images)
     return _by_block(notes, 'image')
 
 def text_notes(model:nn.Module, # open_clip model with DRA modules
                tokens:Tensor,   # prompts, (C,N)
               )->dict:          # block → token_scores (C,N), channel_scores (C,r), ranks (C,N)
-    "Scores and ranks of the text tokens (Eqs. 10 and 12)."
-    with torch.inference_mode(), recording(model) as notes, set_valid(model, real_tokens(tokens)):
-        model.encode_text(tokens)
+    "Scores and ranks of the text tokens (Eqs. 10 and 12); with padding 'real' their mask, too."
+    real = real_tokens(tokens)
+    with torch.inference_mode(), evaluating(model), recording(model) as notes:
+        with set_valid(model, real):
+            model.encode_text(tokens)
     return _by_block(notes, 'text')
 
 # %% ../nbs/68_token_pictures.ipynb #958cba4f
@@ -66,7 +69,7 @@ def training_mask(note:dict,        # of one block
     noise = (None, None)
     if generator is not None and config.noise != 'none':
         noise = tuple(gumbel_noise(scores.shape, generator) for scores in (a_t, a_c))
-    return adaptation_mask(a_t, a_c, config, noise)
+    return adaptation_mask(a_t, a_c, config, noise, note.get('padding_mask'))
 
 # %% ../nbs/68_token_pictures.ipynb #ef74dfb5
 def patch_map(values:Tensor, # one a token, (B,1+h*h)
@@ -244,15 +247,15 @@ class Explorer:
 
     def choose(self, **changes):
         "Change what is shown and draw it; a choice that cannot be is refused and changes nothing."
-        before = self.chosen
-        self.chosen = {**before, **changes}
+        before = dict(vars(self))
+        self.chosen = {**self.chosen, **changes}
         try:
             self.check()
             self.look()
-        except ValueError:
-            self.chosen = before
+            self.figure = self.draw()
+        except BaseException:               # an interruption, too
+            vars(self).update(before)
             raise
-        self.figure = self.draw()
         return self
 
     def check(self):
@@ -266,6 +269,7 @@ class Explorer:
         check_choice('noise', self.chosen['noise'], self.NOISES)
         last = len(self.items())-1
         check_number('image', self.chosen['image'], least=0, most=last, whole=True)
+        check_number('seed', self.chosen['seed'], least=0, most=2**63-1, whole=True)
 
     def look(self):
         "Run the image through the tower, and draw a mask."

@@ -40,6 +40,27 @@ def size(png):
     return Image.open(io.BytesIO(png)).size
 
 
+@pytest.mark.parametrize('changes', [dict(seed='one'), dict(seed=2**64), dict(seed=1.5),
+                                     dict(ratios=0), dict(image=10**9)])
+def test_a_refused_choice_changes_nothing(explorer, changes):
+    before, png = dict(vars(explorer)), explorer.png()
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        explorer.choose(dataset='food', noise='gumbel', **changes)
+    assert vars(explorer) == before and explorer.png() == png
+
+
+def test_a_drawing_that_fails_changes_nothing(explorer, monkeypatch):
+    before = dict(vars(explorer))
+
+    def broken(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Explorer, 'draw', broken)
+    with pytest.raises(KeyboardInterrupt):
+        explorer.choose(dataset='food')
+    assert all(vars(explorer)[name] is value for name,value in before.items())
+
+
 @pytest.mark.parametrize('key, value', CHANGES)
 def test_a_widget_changes_picture_and_data(explorer, controls, key, value):
     mask = explorer.mask
