@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAR', 'Tower', 'image_tower', 'text_tower', 'text_module', 'embed_image', 'run_blocks', 'project_image',
-           'image_features', 'sentences', 'tokenize', 'embed_text', 'embed_tokens', 'add_positions', 'project_text',
-           'text_features', 'real_tokens', 'cut_padding', 'class_logits', 'class_probabilities', 'full_precision',
-           'load_clip']
+           'image_features', 'check_names', 'sentences', 'tokenize', 'embed_text', 'embed_tokens', 'add_positions',
+           'project_text', 'text_features', 'real_tokens', 'cut_padding', 'class_logits', 'class_probabilities',
+           'full_precision', 'load_clip']
 
 # %% ../nbs/01_clip.ipynb #67cc7868
 import re
@@ -118,7 +118,9 @@ def _check_template(template):
         raise ValueError(f'template: got {template!r}, it must hold exactly one {{}} '
                          'for the class name and no other braces')
 
-def _check_names(classnames):
+def check_names(
+    classnames    # C names, in a list or whatever gives them one by one
+)->list:           # of the names
     "Class names as a list; refuses what is no list of names."
     if isinstance(classnames, str):
         raise ValueError(f'classnames: got the text {classnames!r}, allowed is a list of names')
@@ -139,7 +141,7 @@ def sentences(
 )->list:             # C texts
     "One sentence a class; refuses bad templates and names."
     _check_template(template)
-    return [template.replace('{}', name.replace('_', ' ')) for name in _check_names(classnames)]
+    return [template.replace('{}', name.replace('_', ' ')) for name in check_names(classnames)]
 
 def tokenize(
     model:nn.Module,                    # a model of `load_clip` (it carries its tokenizer)
@@ -252,6 +254,6 @@ def load_clip(
     device=None            # 'cpu', 'cuda'; by default cuda where there is one
 )->nn.Module:              # open_clip model in eval mode, with .tokenizer, .preprocess, .image_size
     "A CLIP model by name; the same function as `dra_nb.weights.load_clip`."
-    # weights is built on this module, so it can only be imported once this module is complete
+    # imported when it is called: weights is built on this module
     from dra_nb import weights
     return weights.load_clip(name, pretrained, device)

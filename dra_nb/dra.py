@@ -205,11 +205,12 @@ class DRA(Adapter):
 
     @torch.no_grad()
     def note(self, x1, padding_mask):
-        "Scores, and the rank each token would get without noise."
+        "Scores, the rank each token would get without noise, and the real tokens if it matters."
         a_t, a_c = self.scores(x1, padding_mask)
         quiet = {**asdict(self.config), 'noise': 'none', 'order': 'hard'}
         mask = adaptation_mask(a_t, a_c, DRAConfig(**quiet), padding_mask=padding_mask)
-        return dict(token_scores=a_t, channel_scores=a_c, ranks=(mask > 0).sum(-1))
+        found = dict(token_scores=a_t, channel_scores=a_c, ranks=(mask > 0).sum(-1))
+        return found if padding_mask is None else dict(found, padding_mask=padding_mask)
 
     def forward(self, x:Tensor, padding_mask:Tensor|None=None, noise:tuple|None=None)->Tensor:
         padding_mask = self.known_padding(x, padding_mask)
@@ -239,14 +240,19 @@ def _add(model, kind, config, generator):
         return m
     return attach(model, make, config.start, config.towers, config.place)
 
+def _check_config(config, kind):
+    "Refuse settings of other modules, also of those that are built on this kind."
+    if type(config) is not kind:
+        raise ValueError(f'config: got {type(config).__name__}, allowed {kind.__name__}; '
+                         'build_method takes the settings of every method')
+
 def add_dra(
     model:nn.Module,                      # an open_clip ViT CLIP; changed in place
     config:DRAConfig=DRAConfig(),         # settings
     generator:torch.Generator|None=None   # source of the initial weights; that of seed 1 if None
 )->nn.Module:                             # the model
     "Freeze the model and attach a DRA module to every block from `config.start` on."
-    if not isinstance(config, DRAConfig):
-        raise ValueError(f'config: got {type(config).__name__}, allowed DRAConfig')
+    _check_config(config, DRAConfig)
     return _add(model, DRA, config, generator)
 
 def add_adapter(
@@ -255,8 +261,7 @@ def add_adapter(
     generator:torch.Generator|None=None     # source of the initial weights; that of seed 1 if None
 )->nn.Module:                               # the model
     "Freeze the model and attach a plain adapter (Eq. 8) to every block from `config.start` on."
-    if not isinstance(config, AdapterConfig) or isinstance(config, DRAConfig):
-        raise ValueError(f'config: got {type(config).__name__}, allowed AdapterConfig')
+    _check_config(config, AdapterConfig)
     return _add(model, Adapter, config, generator)
 
 # %% ../nbs/07_dra.ipynb #4b3ebbfa
@@ -331,9 +336,11 @@ def save_dra(
     if not found:
         raise ValueError('model: got one without adapters,'
                          ' allowed after add_dra(model) or add_adapter(model)')
-    first = next(iter(found.values()))
-    name = 'dra' if isinstance(first, DRA) else 'adapter'
-    facts = dict(method=name, config=asdict(first.config))
+    first, names = next(iter(found.values())), {DRA: 'dra', Adapter: 'adapter'}
+    if type(first) not in names:
+        raise ValueError(f'model: got one with {type(first).__name__}, allowed DRA and Adapter; '
+                         'save_method saves every method')
+    facts = dict(method=names[type(first)], config=asdict(first.config))
     write_tensors(Path(folder)/WEIGHTS, adapter_tensors(model), dict(dra_nb=facts))
     return Path(folder)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip import (STAR, Tower, add_positions, cut_padding, embed_image, embed_tokens,
-                         full_precision, image_tower, project_image, project_text, run_blocks,
+from .clip import (STAR, Tower, add_positions, check_names, cut_padding, embed_image,
+                         embed_tokens, full_precision, image_tower, project_image, project_text, run_blocks,
                          sentences, text_module, text_tower)
 
 # %% ../nbs/1a_prompts.ipynb #32f5bec1
@@ -77,6 +77,7 @@ def make_prompts(
     template:str='a photo of a {}.'   # with one {} for the name and a star for every learned place
 )->Prompts:                           # (C,N), on the model's device
     "One sentence a class, with its learned places."
+    classnames = check_names(classnames)             # a list: it is gone through several times
     apart = template.replace(STAR, f' {STAR} ') if isinstance(template, str) else template
     tokens = _fitting_tokens(model, classnames, apart)
     star = model.tokenizer([STAR])[0, 1]

@@ -240,11 +240,15 @@ class Trainer:
         model = self.method.model
         return normalize(images, model.mean, model.std), self.labels[rows]
 
+    def set_rate(self, lr):
+        "The learning rate of the step in hand."
+        self.lr = lr
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
+
     def one_step(self):
         images, labels = self.batch()
-        self.lr = learning_rate(self.config, self.epoch)
-        for group in self.optimizer.param_groups:
-            group['lr'] = self.lr
+        self.set_rate(learning_rate(self.config, self.epoch))
         self.finish_step(self.method.step(self, images, labels))
 
     def finish_step(self, terms):

@@ -304,6 +304,10 @@ class Steps:
         self.backward(sum(terms.values()))
         return terms
 
+    def set_rate(self, lr):
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
+
     def update(self, loss):
         self.backward(loss)
         self.optimizer.step()
@@ -1083,7 +1087,7 @@ class LFACase(Case):
         losses, rates = [], []
         for t in range(len(history)):
             rates.append(method.rate(train.lr, t, total))
-            trainer.optimizer.param_groups[0]['lr'] = rates[-1]
+            trainer.set_rate(rates[-1])
             loss = method.rerank(x, w, labels)
             losses.append(loss.item())
             trainer.update(loss)

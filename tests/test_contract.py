@@ -9,13 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from conftest import meta_clip, tiny_open_clip
-from dra_nb.attach import set_step
+from dra_nb.attach import attached, detach, set_step
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy
 from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import Callback, fit
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 
 NAMES = ['cat', 'fire engine', 'dog', 'high-speed train', 'cow']
 OTHERS = ['bus', 'sailing boat', 'tram']
@@ -139,6 +140,41 @@ def test_removal_is_exact(name, kind, images):
     with torch.no_grad():
         assert torch.equal(model.encode_image(images), expected)
     build_method(name, model)                                  # and once more
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_detach_takes_off_everything_or_nothing(name, images):
+    "What cannot be taken off without the method is left whole."
+    method = built(name)
+    before, names = logits(method, images), list(method.trained())
+    try:
+        detach(method.model)
+        assert not attached(method.model)
+    except ValueError as refused:
+        assert 'allowed after method.remove()' in str(refused)
+        assert torch.equal(logits(method, images), before) and list(method.trained()) == names
+        method.remove()
+    assert all(p.requires_grad for p in method.model.parameters())
+
+
+@pytest.mark.parametrize('name', ('cocoop', 'tcp'))
+def test_a_narrow_joint_space(name):
+    "The net between is narrower than its ends, but never of width zero."
+    shape = GlyphClipConfig(embed_dim=3, width=16, layers=9, head_width=16, image_size=32)
+    method = build_method(name, build_glyph_clip(shape).eval())
+    method.set_classes(NAMES, TEMPLATE)
+    found = method.logits(torch.randn(2, 3, 32, 32))
+    assert found.shape == (2, len(NAMES)) and found.isfinite().all()
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_names_one_by_one(name, images):
+    "An iterator counts as the list of what it gives, for every sentence a method makes of it."
+    method = built(name)
+    assert torch.equal(logits(method, images, iter(NAMES)), logits(method, images))
+    for wrong, said in ((iter(['cat', 'Cat']), 'one and the same'), (NAMES[0], 'the text')):
+        with pytest.raises(ValueError, match=said):
+            logits(method, images, wrong)
 
 
 @pytest.mark.parametrize('name', ALL)

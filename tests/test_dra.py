@@ -2,7 +2,7 @@
 import copy
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import open_clip
 import pytest
@@ -20,6 +20,8 @@ from dra_nb.dra import (
     regularization, remove_dra, save_dra, set_valid)
 from dra_nb.files import read_tensors, write_tensors
 from dra_nb.masking import group_sizes, kept_channels, rank_mask
+from dra_nb.methods import build_method
+from dra_nb.methods.control import ControlConfig
 from dra_nb.sorting import descending_order, gumbel_noise, places
 
 TEXT = dict(context_length=12, vocab_size=64, width=32, heads=2, layers=4)
@@ -453,6 +455,17 @@ def test_bad_settings(settings, match):
     assert str(e.value).split(':')[0] in [*settings, 'ratios']
 
 
+CONTROL = ControlConfig(**asdict(SMALL))
+
+
+def test_other_kinds_of_dra_are_not_saved_as_dra(tmp_path):
+    "Their file would say nothing of their sources, and be read as plain DRA."
+    method = build_method('dra-control', clip(), config=CONTROL)
+    with pytest.raises(ValueError, match='got one with ControlledDRA, allowed .* save_method'):
+        save_dra(method.model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_models():
     resnet = clip(vision=dict(layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None))
     late, shallow_text = replace(SMALL, start=5), clip(vision=dict(layers=6))
@@ -470,6 +483,7 @@ def test_bad_models():
             (add_adapter, add(clip(), SMALL), PLAIN, 'already carries'),
             (add_dra, clip(), PLAIN, 'DRAConfig'),
             (add_adapter, clip(), SMALL, 'AdapterConfig'),
+            (add_dra, clip(), CONTROL, 'got ControlConfig, allowed DRAConfig; build_method'),
             (add_dra, model, SMALL, 'checkpointing')):
         with pytest.raises(ValueError, match=match):
             attach(model, config)

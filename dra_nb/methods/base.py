@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..attach import attached, detach, extra_loss, freeze, set_step, text_batch, towers
+from ..attach import (
+    attached, detach, evaluating, extra_loss, freeze, set_step, text_batch, towers)
 from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
                          project_image, project_text, real_tokens,
                          run_blocks, text_tower)
@@ -338,15 +339,12 @@ class Method(nn.Module):
     def testing(self, classnames, template, seen=True):
         "Within it the method is in evaluation mode on these classes; afterwards it is as it was."
         state = {k: getattr(self, k) for k in (*self.of_classes, 'truncate_text')}
-        modes = {m: m.training for m in self.modules()}
-        self.eval()
-        self.truncate_text = 'exact'
         try:
-            self.set_classes(classnames, template, seen)
-            yield self
+            with evaluating(self):
+                self.truncate_text = 'exact'
+                self.set_classes(classnames, template, seen)
+                yield self
         finally:
-            for m,mode in modes.items():
-                m.training = mode
             for k,v in state.items():
                 setattr(self, k, v)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..attach import Beside, towers
 from ..checks import check_number
+from ..data.glyphs import SETS, SHIFTS, classnames
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
 
@@ -86,9 +87,12 @@ def base_classes(
     dataset:str    # name of a data set
 )->int:            # 20 where the number is not known
     "How many classes a protocol trains on."
-    if dataset not in PUBLIC_SETS:
+    if dataset in PUBLIC_SETS:
+        classes = PUBLIC_SETS[dataset].counts[0]
+    elif dataset in SETS or dataset in SHIFTS:
+        classes = len(classnames(dataset))
+    else:
         return 20
-    classes = PUBLIC_SETS[dataset].counts[0]
     return classes if protocol == 'cross' else math.ceil(classes/2)
 
 @register
@@ -141,9 +145,7 @@ class CLIPLoRA(Method):
         return 1e-6+.5*(lr-1e-6)*(1+math.cos(math.pi*step/steps))
 
     def step(self, trainer, images, labels):
-        trainer.lr = self.rate(trainer.config.lr, trainer.step, trainer.steps)
-        for group in trainer.optimizer.param_groups:
-            group['lr'] = trainer.lr
+        trainer.set_rate(self.rate(trainer.config.lr, trainer.step, trainer.steps))
         return super().step(trainer, images, labels)
 
     def remove(self):

@@ -32,8 +32,9 @@ class CoCoOp(CoOp):
         "The context, and the net that moves it."
         super().add(generator)
         joint = self.model.visual.output_dim
-        net = nn.Sequential(linear_layer(joint, joint//16, generator), nn.ReLU(),
-                            linear_layer(joint//16, self.context.shape[1], generator))
+        hidden = max(1, joint//16)
+        net = nn.Sequential(linear_layer(joint, hidden, generator), nn.ReLU(),
+                            linear_layer(hidden, self.context.shape[1], generator))
         self.net = net.to(self.device, self.dtype)
 
     @classmethod

@@ -15,7 +15,7 @@ from ..checks import check_number
 from .base import register
 from .coop import CoOp, CoOpConfig
 from ..prompts import encode_text, make_prompts
-from ..clip import full_precision
+from ..clip import check_names, full_precision
 
 # %% ../../nbs/26_kgcoop.ipynb #b7ca0deb
 GUIDES = dict(
@@ -73,6 +73,7 @@ class KgCoOp(CoOp):
 
     def set_classes(self, classnames, template, seen=True):
         "The learned sentence, and the guide's."
+        classnames = check_names(classnames)
         super().set_classes(classnames, template, seen)
         sentence = self.config.guide or template
         self.guide_prompts = self.cut(make_prompts(self.model, classnames, sentence))

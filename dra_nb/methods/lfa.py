@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import class_logits, full_precision
+from ..clip import check_names, class_logits, full_precision
 from ..data.images import normalize
 from .base import Method, register
 from ..prompts import encode_text, make_prompts
@@ -136,6 +136,7 @@ class LFA(Method):
     def set_classes(self, classnames, template, seen=True):
         "A template may hold several sentences, with bars between them."
         first, *others = template.split('|')
+        classnames = check_names(classnames)
         super().set_classes(classnames, first, seen)
         prompts = [make_prompts(self.model, classnames, sentence) for sentence in others]
         self.others = [self.cut(p) for p in prompts]
@@ -217,9 +218,7 @@ class LFA(Method):
             source = generator_for('view', trainer.seed, t)
             view = torch.randint(len(self.features), (), generator=source)
             x = self.disturbed(self.features[view], trainer.seed, t)
-            trainer.lr = self.rate(trainer.config.lr, t, trainer.steps)
-            for group in trainer.optimizer.param_groups:
-                group['lr'] = trainer.lr
+            trainer.set_rate(self.rate(trainer.config.lr, t, trainer.steps))
             loss = self.rerank(x, self.classes, trainer.labels)
             trainer.update(loss)
             self.follow(t, trainer.steps)

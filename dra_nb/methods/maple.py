@@ -21,7 +21,8 @@ from ..prompts import encode_image, encode_text, overwrite, word_embeddings
 @dataclass(frozen=True)
 class MaPLeConfig:
     "Settings of MaPLe; the defaults are those of base-to-new."
-    words:str = 'a photo of a'   # the first of them start the first prompt, the others stay frozen
+    # the first of them start the first prompt, the others stay frozen; '': small random numbers
+    words:str = 'a photo of a'
     length:int = 2               # n, tokens of a prompt
     depth:int = 9                # J, blocks with prompts of their own
 
@@ -30,6 +31,9 @@ class MaPLeConfig:
             raise ValueError(f'words: got {self.words!r}, allowed is text')
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
+        if 0 < len(self.words.split()) < self.length:
+            raise ValueError(f"words: got {self.words!r} with length {self.length}, allowed are at "
+                             f"least {self.length} words, or '' for random vectors")
 
 # %% ../../nbs/24_maple.ipynb #5b7528e2
 @register
@@ -53,7 +57,7 @@ class MaPLe(Method):
         prompts = [.02*torch.randn((n, width), generator=generator) for _ in range(depth)]
         words = self.config.words.split()
         self.frozen_words = words[n:]
-        if len(words) >= n:
+        if words:
             prompts[0] = word_embeddings(self.model, ' '.join(words[:n]))
         if len(prompts[0]) != n:
             raise ValueError(f'words: got {self.config.words!r}, whose first {n} words are '

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import full_precision, image_tower, text_tower
+from ..clip import check_names, full_precision, image_tower, text_tower
 from .base import Method, register
 from ..prompts import Prompts, encode_image, encode_text, make_prompts, overwrite
 from ..recipes import ensemble_template
@@ -78,6 +78,7 @@ class MetaPrompt(Method):
     @torch.no_grad()
     def set_classes(self, classnames, template, seen=True):
         "The template is that of the frozen text; bars part the sentences of an ensemble."
+        classnames = check_names(classnames)
         super().set_classes(classnames, ' '.join(['*']*self.config.length)+' {}.', seen)
         found = [self.frozen_features(classnames, sentence) for sentence in template.split('|')]
         if len(found) > 1:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_number
-from ..clip import full_precision, text_tower
+from ..clip import check_names, full_precision, text_tower
 from .base import Method, register
 from ..prompts import Prompts, encode_text, make_prompts
 from ..seeds import generator_for
@@ -98,6 +98,7 @@ class ProDA(Method):
 
     def set_classes(self, classnames, template, seen=True):
         "The data set's own sentence is not used: learned ones take its place."
+        classnames = check_names(classnames)
         made = {}
         places = self.config.places()
         for before in dict.fromkeys(places):

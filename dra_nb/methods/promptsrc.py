@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import check_number
-from ..clip import full_precision, image_tower, text_tower
+from ..clip import check_names, full_precision, image_tower, text_tower
 from .base import Method, register
 from ..prompts import encode_image, encode_text, make_prompts, overwrite, word_embeddings
 
@@ -101,8 +101,8 @@ class PromptSRC(Method):
 
     def set_classes(self, classnames, template, seen=True):
         "Learned places before the name; the data set's own sentence is not used."
-        super().set_classes(classnames, ' '.join(['*']*len(self.text[0]))+' {}.', seen)
-        self.classnames = list(classnames)
+        self.classnames = check_names(classnames)
+        super().set_classes(self.classnames, ' '.join(['*']*len(self.text[0]))+' {}.', seen)
         self.teacher = None
 
     @torch.no_grad()

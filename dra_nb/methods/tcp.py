@@ -80,8 +80,9 @@ class TCP(KgCoOp):
                              ' the blocks of the text tower')
         joint = self.model.visual.output_dim
         M, d = self.context.shape
-        net = nn.Sequential(linear_layer(joint, joint//4, generator), QuickGELU(),
-                            linear_layer(joint//4, M*d, generator))
+        hidden = max(1, joint//4)
+        net = nn.Sequential(linear_layer(joint, hidden, generator), QuickGELU(),
+                            linear_layer(hidden, M*d, generator))
         self.net = net.to(self.device, self.dtype)
 
     @classmethod

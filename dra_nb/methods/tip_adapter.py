@@ -142,9 +142,8 @@ class TipAdapterF(TipAdapter):
         return -(-images//config.batch_size)
 
     def step(self, trainer, images, labels):
-        trainer.lr = .5*trainer.config.lr*(1+math.cos(math.pi*trainer.step/trainer.steps))
-        for group in trainer.optimizer.param_groups:
-            group['lr'] = trainer.lr
+        falling = 1+math.cos(math.pi*trainer.step/trainer.steps)
+        trainer.set_rate(.5*trainer.config.lr*falling)
         return super().step(trainer, images, labels)
 
     def prepare(self, trainer):
