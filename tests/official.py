@@ -318,7 +318,6 @@ class Case:
     `own` (name in `METHODS`), `config()`, `own_name(official)`, `terms` and `more_values()`."""
     own = ''
     terms = dict(ce=('ce', 1.))     # official loss term → (term of `losses`, its weight there)
-    uncompared = ()                 # keys that say nothing about our code
     required = ('logits', 'loss_total')     # without them a file proves nothing
 
     def __init__(self, file, setting='', double=False):
@@ -452,15 +451,19 @@ class Case:
 
     def check_tokens(self, compare, method):
         "Our sentences are the file's, but for what stands in the slots."
-        wanted = self.arrays['tokens'].astype(np.int64)
-        tokens, slots = numbers(method.prompts.tokens), numbers(method.prompts.slots) > 0
-        M = method.prompts.n_slots
+        self.check_sentences(compare, 'tokens', method.prompts)
+
+    def check_sentences(self, compare, key, prompts):
+        "The same of any prompts whose slots are behind the start."
+        wanted = self.arrays[key].astype(np.int64)
+        tokens, slots = numbers(prompts.tokens), numbers(prompts.slots) > 0
+        M = prompts.n_slots
         words = np.delete(wanted, range(1, 1+M), axis=1)      # theirs stand behind the start
         n = tokens.shape[-1] - M
         rest = tokens[~slots].reshape(len(tokens), n)
         same = (rest == words[:, :n]).all() and (words[:, n:] == 0).all()
-        compare.compared.add('tokens')
-        compare.note('tokens', 'tokens', 0. if same else math.inf, 1.)
+        compare.compared.add(key)
+        compare.note('tokens', key, 0. if same else math.inf, 1.)
 
     def check_values(self, compare, method):
         "Features, logits, terms of the loss."
@@ -695,8 +698,6 @@ class TCPCase(Case):
 @case('metaprompt')
 class MetaPromptCase(Case):
     own = 'metaprompt'
-    uncompared = ('n_trained', 'episode/class_split_1', 'episode/class_split_2',
-                  'episode/first_half_size')
     terms = dict(mix=('ce', 1.), image_branch=('ce_image', 1.), text_branch=('ce_text', 1.))
     ways = dict(released='kept', unshared='undone'), dict(torch1='drift', torch2='rest')
 
@@ -898,6 +899,7 @@ class CLIPLoRACase(Case):
         train, n = self.recipe()
         trainer = Steps(method, train)
         trainer.config, trainer.steps = train, self.options['total_iters']
+        self.rates = [method.rate(train.lr, step, trainer.steps) for step in range(n)]
         history = []
         for _ in range(n):
             terms = method.step(trainer, self.images, self.labels)
@@ -906,7 +908,8 @@ class CLIPLoRACase(Case):
         return history
 
     def check_more(self, compare, method):
-        "In evaluation the updates are added to the weights."
+        "The rates of the steps; in evaluation the updates are added to the weights."
+        compare.array('rates', 'lrs', self.rates, self.arrays['lrs'], 1e-6)
         with torch.no_grad():
             compare.array('logits after the steps', 'step3_logits_merged',
                           method.eval().logits(self.images), self.arrays['step3_logits_merged'],
@@ -916,7 +919,6 @@ class CLIPLoRACase(Case):
 @case('proda')
 class ProDACase(Case):
     own = 'proda'
-    uncompared = ('name_lens', 'loss_expected_mc_full_K', 'loss_expected_mc_stderr')
     ways = {'diag_K+1': {}, 'full_K': dict(covariance='full', divisor_more=0),
             'full_K+1': dict(covariance='full'), 'batch4_diag_5': {}}
 
@@ -950,10 +952,14 @@ class ProDACase(Case):
     def check_features(self, compare, method):
         "Features of all sentences, their mean, variances, likeness, logits of a test."
         value = self.file.tolerance['value']
+        self.check_sentences(compare, 'tokens', method.prompts[-1])      # the name at the end
+        self.check_sentences(compare, 'plain_tokens', method.nameless)
+        raw = encode_text(method.model, method.prompts, method.context[:, None])
         w = method.sentence_features()
         x = F.normalize(method.image_features(self.images), dim=-1)
         plain = encode_text(method.model, method.nameless, method.context[:, None]).squeeze(-2)
-        found = dict(text_features=w.transpose(0, 1), image_features=x, mean_weights=w.mean(0),
+        found = dict(text_features_raw=raw.transpose(0, 1), text_features=w.transpose(0, 1),
+                     image_features=x, mean_weights=w.mean(0),
                      image_features_raw=method.image_features(self.images),
                      plain_features_raw=plain, plain_features=F.normalize(plain, dim=-1),
                      logits=method.logits(self.images), loss_div=method.likeness())
@@ -1074,7 +1080,7 @@ class LFACase(Case):
                       given['logits_at_W'], self.file.tolerance['value'])
 
     def check_run(self, compare, method, run, given, x, w, labels):
-        "The first steps of a run: rates, losses, both matrices."
+        "The first steps of a run: rates, losses, momenta, both matrices."
         total = int(run[1:])
         history = self.arrays[f'{run}/loss_history']
         start, eye = given['W'], torch.eye(len(given['W']))
@@ -1084,23 +1090,30 @@ class LFACase(Case):
         train = TrainConfig(optimizer='adamw', lr=self.options['lr'],
                             weight_decay=self.options['weight_decay'], eps=self.options['eps'])
         trainer = Steps(method, train)
-        losses, rates = [], []
+        tolerance, given_tolerance = self.file.tolerance, self.meta['tolerance']
+        losses, rates, momenta = [], [], []
         for t in range(len(history)):
             rates.append(method.rate(train.lr, t, total))
             trainer.set_rate(rates[-1])
             loss = method.rerank(x, w, labels)
             losses.append(loss.item())
             trainer.update(loss)
+            key, moved = f'{run}/W_after{t+1}', method.matrix-start
+            if key in given or t+1 == len(history):
+                compare.array('change by the steps', key, moved, given[key]-start,
+                              tolerance['change'])
+            apart = method.average-method.matrix.detach()   # what is left of it is the momentum
             method.follow(t, total)
-        tolerance, given_tolerance = self.file.tolerance, self.meta['tolerance']
+            left = (apart*(method.average-method.matrix.detach())).sum()
+            momenta.append(float(left/apart.square().sum()))
         compare.array('losses of the steps', f'{run}/loss_history', losses, history,
                       tolerance['history'])
         compare.array('rates', f'{run}/lrs', rates, self.arrays[f'{run}/lrs'], 1e-6)
-        for own,key,first,allowed in (
-                (method.matrix, 'W_after', start, tolerance['change']),
-                (method.average, 'ema_after', eye, given_tolerance['ema_change_rel_l2'])):
-            key = f'{run}/{key}{len(history)}'
-            compare.array('change by the steps', key, own-first, given[key]-first, allowed)
+        compare.array('momenta', f'{run}/ema_momenta', momenta, self.arrays[f'{run}/ema_momenta'],
+                      tolerance['value'])
+        key = f'{run}/ema_after{len(history)}'
+        compare.array('change by the steps', key, method.average-eye, given[key]-eye,
+                      given_tolerance['ema_change_rel_l2'])
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -1110,7 +1123,7 @@ def compare_file(path):
     file = OfficialFile(path)
     cls = case_of(file)
     settings = cls.settings(file)
-    comparisons, compared = [], set(cls.uncompared)
+    comparisons, compared = [], set()
     for setting in settings:
         compare = Comparison(f'{file.method} {setting}'.strip())
         cls(file, setting).check(compare)

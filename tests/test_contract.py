@@ -12,7 +12,7 @@ from conftest import meta_clip, tiny_open_clip
 from dra_nb.attach import attached, detach, set_step
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
-from dra_nb.evaluation import accuracy
+from dra_nb.evaluation import accuracy, predictions
 from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import Callback, fit
@@ -208,7 +208,7 @@ def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
     short_training(method, shots, name)
     method.save(tmp_path, dict(classnames=NAMES, template=TEMPLATE))
     facts = saved_facts(tmp_path)
-    assert facts['classnames'] == NAMES and facts['method'] == METHODS[facts['method']].name
+    assert facts['classnames'] == NAMES and facts['method'] == find_method(name)[0].name
     (tmp_path/'run.json').unlink()
     loaded = load_method(tmp_path, tiny_open_clip())
     assert torch.equal(logits(loaded, images), logits(method, images))
@@ -266,14 +266,25 @@ def test_seeds(name, shots):
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_looking_leaves_no_trace(name, shots, images):
-    "Evaluating in the middle of training, on other classes, changes nothing."
-    method = built(name).train()
-    method.set_classes(NAMES, TEMPLATE)
-    modes = [m.training for m in method.modules()]
-    prompts = method.prompts
-    accuracy(method, shots.test, NAMES)
-    logits(method, images, OTHERS, seen=False)
-    assert [m.training for m in method.modules()] == modes and method.prompts is prompts
+    "Evaluating in the middle of training, on these classes and on others, changes nothing."
+    class Look(Callback):
+        def before_fit(self, trainer):
+            self.after_step(trainer)
+        def after_step(self, trainer):
+            method = trainer.method
+            names = (*method.of_classes, 'truncate_text')
+            before = [getattr(method, n) for n in names]
+            modes = [m.training for m in method.modules()]
+            accuracy(method, shots.test, NAMES)
+            logits(method, images, OTHERS, seen=False)
+            assert all(getattr(method, n) is value for n,value in zip(names, before))
+            assert [m.training for m in method.modules()] == modes
+
+    plain, watched = built(name), built(name)
+    history = short_training(plain, shots, name)
+    assert short_training(watched, shots, name, callbacks=[Look()]) == history
+    for key,value in plain.state().items():
+        assert torch.equal(watched.state()[key], value), key
 
 
 @pytest.mark.parametrize('name', TRAINED)
@@ -382,7 +393,7 @@ def test_a_run_goes_on_after_an_interruption(name, shots, tmp_path):
 
 @pytest.mark.parametrize('name', LEARNING)
 def test_half_precision(name, shots, images):
-    "A step and a test under bf16 autocast: finite numbers, near those of full precision."
+    "A step and a test under bf16 autocast: near those of full precision."
     lr, _ = TRAINED.get(name, (.05, ()))
     losses = {}
     for amp in ('off', 'bf16'):
@@ -390,8 +401,10 @@ def test_half_precision(name, shots, images):
         config = TrainConfig(epochs=1, batch_size=8, lr=lr, amp=amp)
         losses[amp] = fit(method, shots, config, bar=False)[0]['loss']
     assert_close(losses['bf16'], losses['off'], atol=.05, rtol=.05)
-    found = accuracy(method, shots.test, NAMES, TEMPLATE, amp='bf16')
-    assert 0 <= found <= 100
+    half, full = (predictions(method, shots.test, NAMES, TEMPLATE, amp=amp, probabilities=True)
+                  for amp in ('bf16', 'off'))
+    assert not torch.equal(half, full)
+    assert_close(half, full, atol=.05, rtol=0)
     assert all(p.isfinite().all() for p in method.trained().values())
 
 
