@@ -904,6 +904,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                      'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.template_for': ( 'methods.html#method.template_for',
                                                                                   'dra_nb/methods/base.py'),
+                                     'dra_nb.methods.base.Method.terms_of': ('methods.html#method.terms_of', 'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.testing': ('methods.html#method.testing', 'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.text_features': ( 'methods.html#method.text_features',
                                                                                    'dra_nb/methods/base.py'),

@@ -41,6 +41,7 @@ from .clip import (
 from .data.glyphs import (
     SETS, SHIFTS, SIZE, Difficulty, artwork, classnames, compose, drawings_for_pretraining,
     hash_numbers, held_out, labels, monochrome, n_images, paint, uniform_numbers)
+from .data.images import normalize
 from .files import file_digest, read_json, read_tensors, write_atomically, write_json
 from .weights import (
     GlyphClipConfig, build_glyph_clip, glyph_clip_facts, load_clip, save_glyph_clip)
@@ -879,10 +880,10 @@ def pair_loss(
     device
 )->tuple:              # loss, metrics
     "CLIP's loss on a batch, and the share of pictures whose own text fits best."
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     own, kind = batch.text.to(device), batch.kind.to(device)
     with _mixed(device):
-        x = read_images(model, (batch.images.to(device)-mean)/std, batch.patches.to(device))
+        images = normalize(batch.images.to(device), model.mean, model.std)
+        x = read_images(model, images, batch.patches.to(device))
         w = read_texts(model, batch.tokens.to(device))
     scale = model.logit_scale.clamp(max=math.log(100)).exp()
     logits = scale*x@w.T
@@ -1059,11 +1060,10 @@ def pretrain(
 @torch.inference_mode()
 def _features_of(model, name, split, most):
     i = torch.arange(0, n_images(name, split), max(1, n_images(name, split)//most))
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
     parts = []
     for some in i.split(256):
         images = compose(name, split, some).float()/255
-        parts.append(image_features(model, (images-mean)/std))
+        parts.append(image_features(model, normalize(images, model.mean, model.std)))
     return F.normalize(torch.cat(parts), dim=-1), labels(name, split)[i]
 
 @torch.inference_mode()
@@ -1156,7 +1156,7 @@ def unseen_names(
         drawn = [icons.pixels(i) for i in some]
         pixels = torch.from_numpy(np.stack([p for p, _ in drawn]))
         images = paint(torch.tensor(some), pixels, torch.tensor([m for _, m in drawn]))[0]
-        x = image_features(model, (images-.5)/.25)
+        x = image_features(model, normalize(images, model.mean, model.std))
         right.append((F.normalize(x, dim=-1)@bank.T).argmax(1) == k)
     right = torch.cat(right)
     return _percent(right), len(right)

@@ -302,7 +302,11 @@ class Method(nn.Module):
 
     def losses(self, images, labels)->dict:
         "The terms of the loss by name; their sum is minimised."
-        terms = dict(ce=self.cross_entropy(self.logits(images), labels))
+        return self.terms_of(self.logits(images), labels)
+
+    def terms_of(self, logits, labels)->dict:
+        "The cross-entropy, and what the modules of the batch left for the loss."
+        terms = dict(ce=self.cross_entropy(logits, labels))
         extra = extra_loss(self.model)
         if extra is not None:
             terms['regularizer'] = extra

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attach import attach, attached, extra_loss
+from ..attach import attach, attached
 from ..channels import channel_scores
 from ..checks import check_choice, check_number
 from ..clip import full_precision, image_features
@@ -392,10 +392,7 @@ class DRAControl(PlainAdapter):
         if not self.config.pull:
             return super().losses(images, labels)
         own = self.image_features(images), self.class_features()
-        terms = dict(ce=self.cross_entropy(self.classify(*own), labels))
-        extra = extra_loss(self.model)
-        if extra is not None:
-            terms['regularizer'] = extra
+        terms = self.terms_of(self.classify(*own), labels)
         distance = 0
         with full_precision(self.device):
             for mine,frozen in zip(own, self.frozen_features(images)):
