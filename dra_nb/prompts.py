@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip import (STAR, Tower, add_positions, check_names, cut_padding, embed_image,
-                         embed_tokens, full_precision, image_tower, project_image, project_text, run_blocks,
-                         sentences, text_module, text_tower)
+                         embed_tokens, full_precision, image_tower, project_image, project_text,
+                         run_blocks, sentences, text_module, text_tower)
 
 # %% ../nbs/1a_prompts.ipynb #32f5bec1
 @dataclass(frozen=True, eq=False)
