@@ -225,12 +225,12 @@ def stays_within(path,   # a file or link
     target = Path(os.path.realpath(path))
     return any(target.is_relative_to(os.path.realpath(root)) for root in roots)
 
-def _listing(folder, root):
-    "Class folder → names of its images, both sorted."
+def _listing(folder, root, ignored=()):
+    "Class folder → names of its images, both sorted; without folders of some names."
     if not folder.is_dir():
         raise ValueError(f'{folder}: no such folder')
     classes = [entry.name for entry in os.scandir(folder)
-               if entry.is_dir() and not is_aside(entry.name)]
+               if entry.is_dir() and not is_aside(entry.name) and entry.name not in ignored]
     if not classes:
         raise ValueError(f'{folder}: holds no class folders with images')
     found = {}
@@ -272,9 +272,8 @@ def _read_flowers(place):
 def _read_objects(place):
     "Class folders in ASCII order, two of them ignored."
     classes = []
-    for name, found in _listing(place.images, place.root).items():
-        if name not in CALTECH_IGNORED:
-            classes.append((CALTECH_NAMES.get(name, name), [f'{name}/{image}' for image in found]))
+    for name, found in _listing(place.images, place.root, CALTECH_IGNORED).items():
+        classes.append((CALTECH_NAMES.get(name, name), [f'{name}/{image}' for image in found]))
     return _cut_classes(classes)
 
 def _read_land_use(place):
