@@ -7,7 +7,6 @@ __all__ = ['LARGE', 'IMAGENET_SENTENCES', 'WITH_ENSEMBLE', 'TrainConfig', 'learn
            'mixed_precision', 'set_fields', 'read_changes', 'split_names', 'tuned_settings', 'ensemble_template']
 
 # %% ../nbs/54_recipes.ipynb #13b80ae3
-import difflib
 import json
 import math
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from importlib.resources import files
 
 import torch
 
-from .checks import check_choice, check_number
+from .checks import check_choice, check_number, did_you_mean
 from .data.glyphs import SETS, SHIFTS
 
 # %% ../nbs/54_recipes.ipynb #df91b811
@@ -160,8 +159,7 @@ def set_fields(
     values = {}
     for name,value in changes.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f'; did you mean {near[0]}?' if near else ''
+            hint = did_you_mean(name, known)
             kind = type(config).__name__
             allowed = ', '.join(known)
             raise ValueError(f'{name}: unknown setting of {kind}{hint}; allowed: {allowed}')

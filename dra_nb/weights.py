@@ -7,7 +7,6 @@ __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip
            'weights_digest']
 
 # %% ../nbs/16_weights.ipynb #6298b97f
-import difflib
 import io
 import logging
 import os
@@ -29,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checks import check_number
+from .checks import check_number, did_you_mean
 from .files import check_weights, file_digest, parse_json, read_tensors, write_tensors
 
 # %% ../nbs/16_weights.ipynb #2a93ed0a
@@ -208,12 +207,6 @@ def _fits(name, tag):
         return False
     return _uses_quick_gelu(name) == bool(open_clip.get_pretrained_cfg(name, tag).get('quick_gelu'))
 
-def _nearest(word, choices, show=repr):
-    "'; did you mean …?', or nothing where nothing is near."
-    plain = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.replace('/', '-').lower(), plain, n=1)
-    return f'; did you mean {show(plain[near[0]])}?' if near else ''
-
 def _check_name(name, pretrained):
     "Refuse a name that open_clip does not have, or whose model cannot be adapted."
     allowed = ("allowed are 'glyph-clip' and open_clip's models with plain vision transformers, "
@@ -221,7 +214,8 @@ def _check_name(name, pretrained):
     if name not in open_clip.list_models():
         choices = ['glyph-clip', *_supported()]
         fitting = [other for other in _supported() if _fits(other, pretrained)]
-        raise ValueError(f'name: got {name!r}, {allowed}{_nearest(str(name), fitting or choices)}')
+        hint = did_you_mean(str(name).replace('/', '-'), fitting or choices, repr)
+        raise ValueError(f'name: got {name!r}, {allowed}{hint}')
     why = _unsupported(name)
     if why:
         raise ValueError(f'name: got {name!r}, which {why}; {allowed}')
@@ -495,7 +489,7 @@ def load_clip(
         tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if _fits(name, tag)]
         raise ValueError(f'pretrained: got {str(pretrained)!r}, which is neither a file nor a tag '
                          f'of {name} ({", ".join(tags) or "it has none"})'
-                         f'{_nearest(str(pretrained), tags)}')
+                         f'{did_you_mean(pretrained, tags, repr)}')
     preprocess = open_clip.get_model_preprocess_cfg(model)
     tokenizer = open_clip.get_tokenizer(name)
     return _equip(model, name, pretrained, tokenizer, preprocess).to(device).eval()

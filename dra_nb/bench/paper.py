@@ -32,7 +32,7 @@ from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_step
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      paired_differences, verdict)
 from .tables import beside_table, listed, target_kind, to_table
-from ..checks import check_choice
+from ..checks import check_choice, did_you_mean
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE
@@ -293,8 +293,9 @@ def choose_lines(
     known = {name for line in lines for name in (line.label, line.method)}
     for name in methods:
         if name not in known:
-            allowed = ', '.join(line.label for line in lines)
-            raise ValueError(f'methods: got {name!r}, allowed for {table.name} are {allowed}')
+            labels = [line.label for line in lines]
+            raise ValueError(f'methods: got {name!r}, allowed for {table.name} are '
+                             f'{", ".join(labels)}{did_you_mean(name, labels)}')
     return tuple(line for line in lines if line.label in methods or line.method in methods)
 
 def check_figure4(

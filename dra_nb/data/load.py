@@ -8,9 +8,9 @@ __all__ = ['load_dataset']
 # %% ../../nbs/53_load.ipynb #3ff82f56
 import os
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 
+from ..checks import nearest
 from .folders import load_csv, load_folder
 from .glyphs import SETS, SHIFTS, classnames, glyph_address, labels
 from .items import Dataset, Item
@@ -32,7 +32,7 @@ def _embedded(name):
 
 def _with_nearest(name, known):
     "The name that was given, and the one that was perhaps meant."
-    near = get_close_matches(str(name).lower(), known, 1)
+    near = nearest(name, known)
     return f'{str(name)!r} (did you mean {near[0]!r}?)' if near else repr(str(name))
 
 def _unknown(name):

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attach import (
     attached, detach, evaluating, extra_loss, freeze, set_step, text_batch, towers)
+from ..checks import did_you_mean
 from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
                          project_image, project_text, real_tokens,
                          run_blocks, text_tower)
@@ -129,7 +130,8 @@ class Method(nn.Module):
         "The settings of a preset, or of the one for this CLIP."
         if name is not None and name not in cls.presets:
             allowed = ', '.join(cls.presets) or 'none'
-            raise ValueError(f'preset: got {name!r}, allowed for {cls.name}: {allowed}')
+            raise ValueError(f'preset: got {name!r}, allowed for {cls.name}: {allowed}'
+                             f'{did_you_mean(name, cls.presets)}')
         return cls.presets.get(name or cls.preset_for(clip))
 
     def own_recipe(self,
@@ -415,7 +417,9 @@ def find_method(
         for preset in cls.presets:
             if name == f'{known}-{preset}':
                 return cls, preset
-    raise ValueError(f'method: got {name!r}, allowed {", ".join(method_names())}')
+    names = method_names()
+    raise ValueError(f'method: got {name!r}, allowed {", ".join(names)}'
+                     f'{did_you_mean(name, names)}')
 
 def build_method(
     name:str,         # one of `method_names()`
