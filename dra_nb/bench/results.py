@@ -181,6 +181,17 @@ def write_record(
     write_json(path, dict(key=record.key, **asdict(record)))
     return path
 
+def _fate(path):
+    "What becomes of a file that is no record."
+    named = re.fullmatch(r'(.+-[0-9a-f]{10})(-again)?\.json', path.name)
+    if named is None:
+        return 'left alone'
+    key, again = named.groups()
+    if again:
+        return 'written over if its run is made again'
+    second = _names(path.parent, key)[1].name
+    return f'left alone, and may be deleted; if its run is made again it is in {second}'
+
 def read_results(
     folder,         # of results
     warn=None       # called with a line about each file that is no record; prints to stderr if None
@@ -197,7 +208,7 @@ def read_results(
         try:
             record = read_record(path)
         except ValueError as e:
-            warn(f'results: left alone: {" ".join(str(e).split())}')
+            warn(f'results: {_fate(path)}: {" ".join(str(e).split())}')
             continue
         found[record.key] = record
     return list(found.values())
