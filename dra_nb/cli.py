@@ -1114,7 +1114,15 @@ def _check(name, root, read):
     from dra_nb.data.check import check_public
     if name in REAL and root:
         return check_public(name, root, read)
-    return check_dataset(load_dataset(name, root), read)
+    problems = []
+    try:
+        data = load_dataset(name, root, problems)
+    except ValueError as e:
+        if not problems:
+            raise
+        return dict(name=name, problems=[*problems, str(e)])
+    report = check_dataset(data, read)
+    return dict(report, problems=problems+report['problems'])
 
 def _report_line(report):
     "Counts of a report, as a line."

@@ -48,17 +48,25 @@ def images_below(
         paths += [os.path.join(where, name) for name in names if is_image_name(name)]
     return sorted(paths)
 
-def _class_folders(root):
+def _note(line, problems):
+    "Take note of a problem of one class, or refuse it where nobody takes notes."
+    if problems is None:
+        raise ValueError(line)
+    problems.append(line)
+
+def _class_folders(root, problems=None):
     "Class name → sorted image paths, for the sub-folders of `root`."
     found = {}
     for folder in _folders_in(root):
-        found[folder.name] = images_below(folder)
-        if not found[folder.name]:
-            raise ValueError(f'root: class folder {folder} holds no images')
+        paths = images_below(folder)
+        if paths:
+            found[folder.name] = paths
+        else:
+            _note(f'{folder}: this class folder holds no images', problems)
     if len(found) < 2:
         loose = sum(is_image_name(p.name) for p in Path(root).iterdir())
         also = f' and {loose} image(s) beside' if loose else ''
-        raise ValueError(f'root: {root} holds {len(found)} class folder(s){also}, '
+        raise ValueError(f'{root}: holds {len(found)} class folder(s){also}, '
                          'at least 2 are needed')
     return found
 
@@ -75,17 +83,19 @@ def _split_folders(root):
     for part,names in found.items():
         if len(names) > 1:
             both = ' and '.join(names)
-            raise ValueError(f'root: {root} holds {both}, one of them is needed as {part}')
+            raise ValueError(f'{root}: holds {both}, one of them is needed as {part}')
     missing = [part for part in ('train', 'test') if part not in found]
     if missing:
         there = ' and '.join(f'{names[0]}/' for names in found.values())
-        raise ValueError(f'root: {root} has {there} but no {missing[0]}/')
+        raise ValueError(f'{root}: has {there} but no {missing[0]}/')
     return {part: Path(root)/names[0] for part,names in found.items()}
 
 def load_folder(
     root,                        # folder of class folders, or of train/, val/, test/ with them
     name=None,                   # name of the data set; the folder's if None
-    template='a photo of a {}.'  # prompt with one {}
+    template='a photo of a {}.', # prompt with one {}
+    problems=None                # list for what is wrong with single classes, which are then left
+                                 # out; they are refused if None
 )->Dataset:
     "Your own images as a `Dataset`."
     root = Path(root)
@@ -93,16 +103,19 @@ def load_folder(
         raise ValueError(f'root: no folder {root}')
     split = _split_folders(root)
     if split:
-        parts = {part: _class_folders(folder) for part,folder in split.items()}
+        parts = {part: _class_folders(folder, problems) for part,folder in split.items()}
         for part,found in parts.items():
             unknown = sorted(set(found) - set(parts['train']))
-            if unknown:
-                raise ValueError(f'root: class {unknown[0]!r} of {split[part].name}/ has no folder '
-                                 f'in {split["train"]}')
+            for classname in unknown:
+                _note(f'{root}: class {classname!r} of {split[part].name}/ has no images in '
+                      f'{split["train"]}', problems)
     else:
         parts = dict(train={}, val={}, test={})
-        for classname,paths in _class_folders(root).items():
-            for found,some in zip(parts.values(), cut_class(paths, root)):
+        for classname,paths in _class_folders(root, problems).items():
+            if len(paths) < 2 and problems is not None:
+                problems.append(f'{paths[0]}: is the only image of its class, at least 2 are needed')
+                continue
+            for found,some in zip(parts.values(), cut_class(paths, root, root)):
                 found[classname] = some
     classes = sorted(parts['train'])
     lists = []

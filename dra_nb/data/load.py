@@ -42,7 +42,7 @@ def _unknown(name):
     return ValueError(f'name: unknown data set {given}; allowed: {embedded}; '
                       f'with a root {public}; or your own folder of class folders or CSV file')
 
-def _load_own(name, root):
+def _load_own(name, root, problems):
     "Images of one's own under a name; public sets are no classes."
     if str(root).lower().endswith('.csv'):
         return load_csv(root, name)
@@ -50,23 +50,26 @@ def _load_own(name, root):
     if held:
         raise ValueError(f'name: unknown data set {_with_nearest(name, held)}; root {root} holds '
                          f'public sets, allowed are {", ".join(held)}')
-    return load_folder(root, name)
+    return load_folder(root, name, problems=problems)
 
 def load_dataset(
     name,       # of an embedded or public set, or your own folder of class folders or CSV file
-    root=None   # folder that holds the public sets; or your own images, then `name` is only a name
+    root=None,  # folder that holds the public sets; or your own images, then `name` is only a name
+    problems=None  # as for `load_folder`
 )->Dataset:
     "A data set by name, folder or file."
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f'name: got {name!r}, allowed is the name of a data set, a folder or a '
                          'CSV file')
+    if name == '':
+        raise ValueError("name: got '', allowed is the name of a data set, a folder or a CSV file")
     if name in REAL:
         if root is None:
             raise ValueError(f'root: {name} is a public data set, not shipped; '
                              'name the folder that holds it (--root DIR)')
         return load_public(name, root)
     if root is not None:
-        return _load_own(name, root)
+        return _load_own(name, root, problems)
     if name in (*SETS, *SHIFTS):
         if Path(name).is_dir():
             warnings.warn(f'name: {name} is the embedded set; the folder of that name is ./{name}')
@@ -74,5 +77,8 @@ def load_dataset(
     if str(name).lower().endswith('.csv'):
         return load_csv(name)
     if Path(name).is_dir():
-        return load_folder(name)
+        return load_folder(name, problems=problems)
+    if Path(name).is_file():
+        raise ValueError(f'{name}: is a file whose name does not end in .csv; allowed are CSV '
+                         'files and folders of class folders')
     raise _unknown(name)
