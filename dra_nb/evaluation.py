@@ -75,6 +75,8 @@ def harmonic_mean(
     new:float    # accuracy on new classes, percent
 )->float:        # percent
     "2bn/(b+n), between the smaller and the larger of the two."
+    check_number('base', base, least=0, most=100)
+    check_number('new', new, least=0, most=100)
     return 2*base*new/(base+new) if base+new else 0.
 
 # %% ../nbs/13_evaluation.ipynb #6ac24722

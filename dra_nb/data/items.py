@@ -149,6 +149,9 @@ def base_new(
     dataset:Dataset  # with at least four classes
 )->tuple:            # (base, new), both `Dataset`s
     "The first half of the classes, rounded up, and the rest."
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f'dataset: got {type(dataset).__name__}, allowed is a `Dataset`, such as '
+                         'load_dataset gives')
     labels = sorted({o.label for o in dataset.train or dataset.test})
     n = len(labels)
     if n < 4:
