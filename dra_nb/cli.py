@@ -7,11 +7,13 @@ __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
+import contextlib
 import json
 import math
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -55,7 +57,7 @@ def _dataset_argument(parser, name, **more):
                         'or your own folder or CSV file, whose name is then only a name')
 
 def _shots_argument(parser, most=16):
-    parser.add_argument('--shots', type=int, help='training images a class '
+    parser.add_argument('--shots', help='training images a class '
                         f'(default: {most}, or what there is)')
 
 def _settings_arguments(parser):
@@ -69,30 +71,42 @@ def _subset_argument(parser, what):
                         help=f'{what} (default: %(default)s)')
 
 def _text_chunk_argument(parser):
-    parser.add_argument('--text-chunk', type=int, help='class prompts encoded at a time: less '
+    parser.add_argument('--text-chunk', help='class prompts encoded at a time: less '
                         'memory for many classes, the same result (default: all)')
 
 def _workers_argument(parser):
-    parser.add_argument('--workers', type=int, help='processes (default: one a core, up to 8; '
+    parser.add_argument('--workers', help='processes (default: one a core, up to 8; '
                         'on a GPU one with models larger than glyph-clip)')
 
 # %% ../nbs/14_cli.ipynb #b2e32422
-_WHOLE = dict(shots=(1, 10**6), seed=(0, 2**63-1), seeds=(0, 2**63-1), top=(1, 10**6),
-              workers=(1, 1024), text_chunk=(1, 10**6), steps=(1, 10**9))
+_NUMBERS = dict(                                             # option → what it may be
+    shots=dict(least=1, most=10**6, whole=True), seed=dict(least=0, most=2**63-1, whole=True),
+    seeds=dict(least=0, most=2**63-1, whole=True), top=dict(least=1, most=10**6, whole=True),
+    workers=dict(least=1, most=1024, whole=True), steps=dict(least=1, most=10**9, whole=True),
+    text_chunk=dict(least=1, most=10**6, whole=True), minutes=dict(above=0),
+    tflops=dict(above=0), share=dict(above=0, most=1))
+
+def _read_number(name, word):
+    "A word of the command line as the number it is, checked."
+    bounds = _NUMBERS[name]
+    value = word
+    with contextlib.suppress(ValueError):
+        value = int(word) if bounds.get('whole') else float(word)
+    if value is word and name == 'seeds' and isinstance(word, str):
+        raise ValueError(f'seeds: got {word!r}, allowed whole numbers with spaces between, such as '
+                         '1 2 3')
+    check_number(name, value, **bounds)
+    return value
 
 def _check_words(args):
-    "Refuse empty words, and numbers out of bounds."
+    "Refuse empty words; read the numbers, and refuse those that are none or out of bounds."
     for name,given in vars(args).items():
         values = given if isinstance(given, list) else [given]
         if '' in values:
             raise ValueError(f"{name}: got '', allowed is a word that is not empty")
-        least, most = _WHOLE.get(name, (None, None))
-        for value in values:
-            if most is not None and value is not None:
-                check_number(name, value, least=least, most=most, whole=True)
-    minutes = getattr(args, 'minutes', None)
-    if minutes is not None:
-        check_number('minutes', minutes, above=0)
+        if name in _NUMBERS and given is not None:
+            read = [_read_number(name, value) for value in values]
+            setattr(args, name, read if isinstance(given, list) else read[0])
 
 # %% ../nbs/14_cli.ipynb #acba9703
 def _check_model(args):
@@ -404,7 +418,7 @@ def _fit_arguments(parser):
     parser.add_argument('--lr', help='short for --train lr=…')
     _subset_argument(parser, 'classes to train on')
     _shots_argument(parser)
-    parser.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
+    parser.add_argument('--seed', default=1, help='(default: %(default)s)')
     parser.add_argument('--template', help="sentence with {} for the name "
                         "(default: the data set's)")
     _text_chunk_argument(parser)
@@ -571,7 +585,7 @@ def _predict_arguments(parser):
     parser.add_argument('--weights', help='folder written by fit; zero-shot without')
     parser.add_argument('--template', help='sentence with {} for the name (default: that of the '
                         'weights, "a photo of a {}." without)')
-    parser.add_argument('--top', type=int, default=3,
+    parser.add_argument('--top', default=3,
                         help='answers for each image (default: %(default)s)')
     _model_arguments(parser)
 
@@ -793,7 +807,7 @@ def _bench_arguments(parser):
     parser.add_argument('--root', help='folder that holds the public data sets')
     parser.add_argument('--targets', nargs='+', help='sets to test on, where a protocol has '
                         'targets (default: those of general, or of imagenet)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
+    parser.add_argument('--seeds', nargs='+', default=[1, 2, 3],
                         help='(default: 1 2 3)')
     _shots_argument(parser)
     _settings_arguments(parser)
@@ -813,13 +827,6 @@ COMMANDS['bench'] = Command('methods × data sets × seeds into a folder; resume
                             'food --out results', _bench_arguments, _bench, resumes=True)
 
 # %% ../nbs/14_cli.ipynb #c994d71c
-def _seed_numbers(words):
-    "Seeds from words; None if there are none."
-    try:
-        return None if words is None else [int(word) for word in words]
-    except ValueError:
-        raise ValueError(f'seeds: got {" ".join(words)}, allowed are whole numbers') from None
-
 def _check_paper(args):
     "Refuse what cannot be, before any work."
     from dra_nb.bench.paper import find_table
@@ -828,9 +835,6 @@ def _check_paper(args):
     find_table(args.table)
     _check_file(args.save, 'save')
     check_choice('format', args.format, tuple(FORMATS))
-    args.seeds = _seed_numbers(args.seed_words)
-    for seed in args.seeds or ():
-        check_number('seeds', seed, least=0, most=2**63-1, whole=True)
     if args.plan and args.done:
         raise ValueError('done: got --plan as well, allowed is one of them')
     card = dict(tflops=args.tflops, share=args.share)
@@ -1007,8 +1011,7 @@ def _paper_arguments(parser):
     parser.add_argument('--methods', nargs='+', help='rows, by their names (default: all)')
     parser.add_argument('--datasets', nargs='+', help='data sets; of tables 2 and 3 the sets to '
                         'test on (default: all)')
-    parser.add_argument('--seeds', nargs='+', dest='seed_words', metavar='SEED',
-                        help='(default: 1 2 3)')
+    parser.add_argument('--seeds', nargs='+', help='(default: 1 2 3)')
     parser.add_argument('--root', help="folder that holds the paper's data sets (default: the "
                         'embedded benchmark)')
     parser.add_argument('--out', default='results',
@@ -1017,9 +1020,9 @@ def _paper_arguments(parser):
                         help='markdown, latex, text or csv (default: %(default)s)')
     parser.add_argument('--save', help='file for the table, or for a figure (SVG; default: '
                         'fig3.svg, fig4.svg)')
-    parser.add_argument('--tflops', type=float,
+    parser.add_argument('--tflops',
                         help='of --plan: what the card does at most (default: 400)')
-    parser.add_argument('--share', type=float,
+    parser.add_argument('--share',
                         help='of --plan: how much of that is reached (default: 0.2)')
     _workers_argument(parser)
     _text_chunk_argument(parser)
@@ -1096,7 +1099,7 @@ def _rank_figure(args, weights, out):
 def _demo_arguments(parser):
     _dataset_argument(parser, '--dataset', default='food')
     _shots_argument(parser, 8)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[1], help='(default: 1)')
+    parser.add_argument('--seeds', nargs='+', default=[1], help='(default: 1)')
     _settings_arguments(parser)
     parser.add_argument('--out', default='dra-nb-demo',
                         help='folder for results, weights and the figure (default: %(default)s)')
@@ -1227,18 +1230,18 @@ def _pretrain_arguments(parser):
     parser.add_argument('--out', default='glyph-clip', help='folder for checkpoints and weights; '
                         'a run found there goes on (default: %(default)s)')
     parser.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
-    parser.add_argument('--seed', type=int, default=1, help='(default: %(default)s)')
+    parser.add_argument('--seed', default=1, help='(default: %(default)s)')
     parser.add_argument('--start', help='weights file of glyph-clip to go on from (default: '
                         'random weights)')
     parser.add_argument('--icons', help='folder of the corpus of icons that '
                         'scripts/icons/build_corpus.py makes (default: the pictures are emoji '
                         'only)')
-    parser.add_argument('--workers', type=int, help='processes that make pictures ahead '
+    parser.add_argument('--workers', help='processes that make pictures ahead '
                         '(default: none)')
     length = parser.add_mutually_exclusive_group()
-    length.add_argument('--minutes', type=float, help='time of the contrastive stage: the number '
+    length.add_argument('--minutes', help='time of the contrastive stage: the number '
                         'of its steps is measured (default on cuda: 9)')
-    length.add_argument('--steps', type=int, help="number of its steps (default on cpu: the "
+    length.add_argument('--steps', help="number of its steps (default on cpu: the "
                         "notebook's)")
 
 COMMANDS['pretrain'] = Command('pre-train glyph-clip', 'dra-nb pretrain --device cuda',

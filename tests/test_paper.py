@@ -113,7 +113,8 @@ SETS = f'{", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REA
 @pytest.mark.parametrize('words, why', [
     (['table7'], f"table: got 'table7', allowed are {', '.join(TABLES)}"),
     (['table1', '--methods', 'magic'], f"methods: got 'magic', allowed for table1 are {ROWS}"),
-    (['table1', '--seeds', 'one'], 'seeds: got one, allowed are whole numbers'),
+    (['table1', '--seeds', '1-3'],
+     "seeds: got '1-3', allowed whole numbers with spaces between, such as 1 2 3"),
     (['table1', '--seeds', '-1'], f'seeds: got -1, allowed whole numbers from 0 to {2**63-1}'),
     (['table1', '--root', ''], "root: got '', allowed is a word that is not empty"),
     (['table1', '--datasets', 'atlantis'], "name: unknown data set 'atlantis' (did you mean "
