@@ -373,6 +373,14 @@ def jobs_of_public(
                                  len(seeds) if recipe.epochs else 1, 0, work))
     return found
 
+def _amount(value, format):
+    "A number of any size with about three digits; as CSV without marks."
+    if format == 'csv':
+        return f'{value:.6f}'
+    if 0 < value < .01:
+        return '< 0.01'
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
 def plan_text(
     jobs:list,        # of `Job`
     tflops=400.,      # of the card, a second
@@ -392,8 +400,10 @@ def plan_text(
         steps = sum(n*work.steps for n,work in left)
         flops = sum(n*(work.train+work.test) for n,work in left)
         rows.append({'method': method, 'runs': sum(job.runs for job in own),
-                     'done': sum(job.done for job in own), 'steps to make': f'{steps:,}',
-                     'PFLOP': f'{flops/1e15:,.3g}', 'hours': f'{flops/rate/3600:.3g}',
+                     'done': sum(job.done for job in own),
+                     'steps to make': str(steps) if format == 'csv' else f'{steps:,}',
+                     'PFLOP': _amount(flops/1e15, format),
+                     'hours': _amount(flops/rate/3600, format),
                      'GiB at most': f'{max(job.work.memory for job in own)/2**30:.1f}'})
     hard = max(jobs, key=lambda job: job.work.memory)
     said = (f'Hours: {tflops:g} TFLOP/s, of which {share:.0%} are '
