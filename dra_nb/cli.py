@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 # %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -109,11 +110,20 @@ def _check_words(args):
             setattr(args, name, read if isinstance(given, list) else read[0])
 
 # %% ../nbs/14_cli.ipynb #acba9703
+def _check_model_name(args):
+    "Refuse a name that is no model's, or one that cannot be adapted."
+    from dra_nb.weights import check_model_name
+    try:
+        check_model_name(args.model, args.pretrained)
+    except ValueError as e:
+        raise ValueError(f'model: {str(e).removeprefix("name: ")}') from None
+
 def _check_model(args):
     "Refuse a device that is not there, and a model without weights, before anything is loaded."
     import open_clip
     from dra_nb.weights import find_device
     find_device(args.device)
+    _check_model_name(args)
     is_ours = args.model == 'glyph-clip'
     if is_ours and args.pretrained and not os.path.isfile(args.pretrained):
         raise ValueError(f'pretrained: got {args.pretrained!r}, which is not a file')
@@ -132,6 +142,17 @@ def _check_command(place, root):
     "The line that lists what is wrong with the images of a data set."
     words = ['dra-nb', 'data', 'check', str(place)]
     return shlex.join(words if root is None else [*words, '--root', root])
+
+def _check_template(template):
+    "Refuse a sentence without a place for the name; some methods take several, with bars."
+    from dra_nb.clip import sentences
+    for sentence in template.split('|') if template else ():
+        sentences(['name'], sentence)
+
+def _check_prompts(method, classnames, template):
+    "Refuse names that the method cannot tell apart in this sentence."
+    with method.testing(classnames, template, method.knows(classnames)):
+        pass
 
 def _check_images(args, data, items):
     "Refuse images that are missing or cannot be read, with the command that lists them."
@@ -208,6 +229,9 @@ def _dataset_name(args):
 # %% ../nbs/14_cli.ipynb #3ab78aa4
 def _show_settings(args):
     "Print what a fit would do."
+    _settings(args, args.dataset)
+    _check_template(args.template)
+    _check_model_name(args)
     dataset = _dataset_name(args)
     cls, preset, config, train = _settings(args, dataset)
     print(f'method   {cls.name}\npreset   {preset}\nclip     {args.model}\ndata set {dataset}')
@@ -232,13 +256,15 @@ def _draw_shots(data, shots, seed):
     from dra_nb.data import few_shot_split
     if shots is not None:
         return few_shot_split(data, shots, seed)
-    drawn = few_shot_split(data, 16, seed, fewer=True)
-    least = min(Counter(item.label for item in drawn.train).values(), default=16)
-    if least < 16:
+    return few_shot_split(data, 16, seed, fewer=True)
+
+def _warn_of_shots(data, shots):
+    "Has a class fewer than the 16 images that are drawn if nobody says how many?"
+    least = min(Counter(item.label for item in data.train).values(), default=16)
+    if shots is None and least < 16:
         _say(f'{data.name}: its smallest class has {least} training images, so classes give up to '
              f'16; {len(data.train)} images are for training, {len(data.val)} for validation and '
              f'{len(data.test)} for testing (a folder that is not cut yet gives half to training)')
-    return drawn
 
 # %% ../nbs/14_cli.ipynb #081ec506
 def _warn_of_chance(method, data, template, most=200):
@@ -296,6 +322,17 @@ def _check_folder(folder, name='out'):
     _refuse_file(folder, name)
     _check_place(folder, name)
 
+def _check_fit_folder(folder):
+    "Refuse a folder with files that no fit wrote, such as that of the pictures."
+    from dra_nb.dra import WEIGHTS
+    _check_folder(folder)
+    folder = Path(folder)
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    held = {name for name in held if not name.startswith('.')}
+    if held and not held & {WEIGHTS, 'run.json', 'checkpoint.pt', 'last-good'}:
+        raise ValueError(f'out: got {str(folder)!r}, which holds files that no dra-nb fit wrote, '
+                         f'such as {min(held)}; allowed is an empty or a new folder')
+
 def _refuse_file(folder, name='out'):
     "Refuse a file where a folder is wanted."
     if folder.exists() and not folder.is_dir():
@@ -308,8 +345,13 @@ def _check_place(path, name='out'):
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if there != path and not there.is_dir():
         raise ValueError(f'{name}: got {str(path)!r}, but {there} is no folder')
-    if not os.access(there, os.W_OK):
-        raise ValueError(f'{name}: got {str(path)!r}, but {there} cannot be written to')
+    try:
+        if there.is_dir():                           # rights do not say all: /proc takes no file
+            tempfile.TemporaryDirectory(prefix='.dra-nb-', dir=there).cleanup()
+        elif not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as e:
+        raise ValueError(f'{name}: cannot write to {path}: {e.strerror}') from None
 
 def _check_file(path, name='out'):
     "Refuse a place where no file can be written, before any work."
@@ -320,6 +362,21 @@ def _check_file(path, name='out'):
                          'a new name')
     _check_place(path, name)
 
+def _check_lines_file(path):
+    "Refuse to append to a file that holds something else than JSON lines."
+    from dra_nb.files import parse_json, read_text
+    _check_file(path)
+    if path is None or not Path(path).exists():
+        return
+    first = read_text(path).partition('\n')[0].strip()
+    try:
+        is_record = not first or isinstance(parse_json(first, path), dict)
+    except ValueError:
+        is_record = False
+    if not is_record:
+        raise ValueError(f'out: got {str(path)!r}, whose first line is no JSON object; allowed is '
+                         'a JSON Lines file, or a new name')
+
 # %% ../nbs/14_cli.ipynb #3dacd94a
 def _fit(args):
     "Train and save."
@@ -328,27 +385,35 @@ def _fit(args):
     if args.show:
         _show_settings(args)
         return
-    if args.out is None:
-        raise ValueError('out: not given; name a folder for the weights, or --show')
+    _settings(args, args.dataset)                # what is cheap to find out comes first
+    _check_template(args.template)
     _check_model(args)
-    _check_folder(args.out)
-    data = load_dataset(args.dataset, args.root)
-    cls, preset, config, train = _settings(args, data.name)
-    data = _subset(_draw_shots(data, args.shots, args.seed), args.subset)
+    if args.out is not None:
+        _check_fit_folder(args.out)
+    whole = load_dataset(args.dataset, args.root)
+    cls, preset, config, train = _settings(args, whole.name)
+    drawn = _draw_shots(whole, args.shots, args.seed)
+    data = _subset(drawn, args.subset)
     if args.template:
         data = data._replace(template=args.template)
     _check_images(args, data, data.train)
-    _warn_of_photographs(args, data.train)
+    if args.out is None:
+        raise ValueError('out: not given; name a folder for the weights, or --show')
     model = _load_model(args)
-    _warn_of_names(model, data.classnames)
     method = cls(model, config, args.seed)
     template = method.template_for(data)
+    _check_prompts(method, data.classnames, template)
     facts = _fit_facts(args, data, template, preset, train)
     with Claim(args.out, 'fit') as claim:
         if not claim:
             raise ValueError(f'out: another dra-nb fit is writing to {args.out}; allowed is '
                              'another folder, or to wait for its end')
-        _check_same_run(args.out, method, facts)
+        made = _check_same_run(args.out, method, facts)
+        _warn_of_shots(drawn, args.shots)
+        _warn_of_photographs(args, data.train)
+        _warn_of_names(model, data.classnames)
+        if made and not (Path(args.out)/'checkpoint.pt').exists():
+            _say(f'{args.out} holds this run: it is trained again')
         _warn_of_chance(method, data, template)
         _train_and_save(args, method, data, train, facts)
 
@@ -389,11 +454,11 @@ def _fit_facts(args, data, template, preset, train):
                 versions=versions())
 
 def _check_same_run(folder, method, facts):
-    "Refuse a folder that holds the weights of another run; the same one may be made again."
+    "Does a folder hold this run? Refuses one that holds the weights of another."
     from dra_nb.files import read_json
     path = Path(folder)/'run.json'
     if not path.exists():
-        return
+        return False
     config = asdict(method.config) if method.config is not None else None
     ours = json.loads(json.dumps(dict(facts, method=method.name, config=config)))
     held = dict(data=ours['data']) | read_json(path)      # the first versions did not write it
@@ -406,6 +471,7 @@ def _check_same_run(folder, method, facts):
     if other:
         raise ValueError(f'out: {folder} holds weights of another run (other: '
                          f'{", ".join(other)}), allowed is a new folder')
+    return True
 
 # %% ../nbs/14_cli.ipynb #37c9b86f
 def _fit_arguments(parser):
@@ -463,7 +529,23 @@ def _with_weights(args):
     "The CLIP, with the method whose weights were given."
     from dra_nb.methods import load_method
     model = _load_model(args)
-    return load_method(args.weights, model) if args.weights else model
+    if not args.weights:
+        return model
+    method = load_method(args.weights, model)
+    _warn_of_run_file(args.weights)
+    return method
+
+def _warn_of_run_file(folder):
+    "Does run.json, which repeats the facts for people, say something else than the weights?"
+    from dra_nb.files import read_json
+    from dra_nb.methods import saved_facts
+    path = Path(folder)/'run.json'
+    try:
+        same = not path.exists() or read_json(path) == saved_facts(folder)
+    except ValueError:
+        same = False
+    if not same:
+        _say(f'{path} is damaged, or of other weights; what stands in the weights file counts')
 
 # %% ../nbs/14_cli.ipynb #47f873f5
 def _evaluate(args):
@@ -472,8 +554,10 @@ def _evaluate(args):
     from dra_nb.data import load_dataset
     from dra_nb.evaluation import accuracy, append_result
     from dra_nb.methods import as_method
+    if args.template != 'field':
+        _check_template(args.template)
     _check_model(args)
-    _check_file(args.out)
+    _check_lines_file(args.out)
     facts = _facts(args)
     data = _subset(load_dataset(args.dataset, args.root), args.subset)
     template = args.template or facts.get('template', 'field')
@@ -482,10 +566,11 @@ def _evaluate(args):
     if not data.test:
         raise ValueError(f'dataset: {args.dataset} has no test images')
     _check_images(args, data, data.test)
-    _warn_of_photographs(args, data.test)
     start = time.perf_counter()
-    method = _with_weights(args)
-    seen = as_method(method).knows(data.classnames, data.name)
+    method = as_method(_with_weights(args))
+    _check_prompts(method, data.classnames, template)
+    _warn_of_photographs(args, data.test)
+    seen = method.knows(data.classnames, data.name)
     found = accuracy(method, data.test, data.classnames, template, seen=seen)
     print(f'{data.name}, {args.subset} classes: {found:.2f} % of {len(data.test)} images '
           f'({len(data.classnames)} classes), "{template}"')
@@ -495,6 +580,7 @@ def _evaluate(args):
             dataset=data.name, subset=args.subset, clip=_clip_facts(args), weights=args.weights,
             template=template, metrics=dict(accuracy=found), counts=dict(test=len(data.test)),
             seconds=seconds, versions=versions()))
+        print(f'added to {args.out}')
 
 # %% ../nbs/14_cli.ipynb #b1ee2b13
 def _evaluate_arguments(parser):
@@ -523,7 +609,12 @@ def _class_list(
                          'or names with commas between them')
     else:
         names = [name.strip() for name in text.split(',')]
-    names = list(dict.fromkeys(name for name in names if name))
+    if '' in names:
+        raise ValueError(f'classes: got an empty name in {text!r}, allowed are names with one comma '
+                         'between two of them')
+    for name,times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f'classes: got {name!r} {times} times, allowed is each name once')
     if len(names) < 2:
         raise ValueError(f'classes: got {len(names)} name(s) in {text!r}, at least 2 are needed')
     return names
@@ -556,6 +647,8 @@ def _predict(args):
     "Print the most probable classes of every image."
     from dra_nb.data import Item, open_image
     from dra_nb.evaluation import predictions
+    from dra_nb.methods import as_method
+    _check_template(args.template)
     _check_model(args)
     facts = _facts(args)
     names = _class_list(args.classes) if args.classes else facts.get('classnames')
@@ -568,9 +661,10 @@ def _predict(args):
         for _ in pool.map(open_image, paths):           # all of them, before anything is printed
             pass
     items = [Item(path, 0, '') for path in paths]
+    method = as_method(_with_weights(args))
+    _check_prompts(method, names, template)
     _warn_of_photographs(args, items)
-    method = _with_weights(args)
-    _warn_of_names(getattr(method, 'model', method), names)
+    _warn_of_names(method.model, names)
     found = predictions(method, items, names, template, probabilities=True)
     for path,row in zip(paths, found):
         best = row.topk(min(args.top, len(names)))
@@ -636,21 +730,26 @@ def _workers(args):
     fills = find_device(args.device).type == 'cuda' and args.model != 'glyph-clip'
     return args.workers or (1 if fills else min(os.cpu_count() or 1, 8))
 
-def _shots_of(place, args, most):
+def _shots_of(dataset, args, most):
     "The shots asked for; without a number `most`, or what the smallest class has."
-    from dra_nb.bench.runs import find_dataset
-    if args.shots is not None:
-        return args.shots
-    dataset, _ = find_dataset(place, args.root)
     least = min(Counter(item.label for item in dataset.train).values(), default=most)
-    if least < most:
-        _say(f'{dataset.name}: its smallest class has {least} training images, so {least} shots '
+    return min(most, least) if args.shots is None else args.shots
+
+def _warn_of_few(dataset, args, most):
+    "Has a class fewer images than are drawn if nobody says how many?"
+    shots = _shots_of(dataset, args, most)
+    if args.shots is None and shots < most:
+        _say(f'{dataset.name}: its smallest class has {shots} training images, so {shots} shots '
              'are drawn (a folder that is not cut yet gives half to training)')
-    return min(most, least)
 
 def _check_settings(args, methods, dataset, config, train):
-    "Refuse settings that a method does not have, naming it."
+    "Refuse settings that a method does not have, naming it; one without training has none."
     from dra_nb.bench.runs import settings_of
+    recipes = [settings_of(args.protocol, method, dataset, args.model)[1] for method in methods]
+    for name,given in (('set', args.set), ('train', args.train)):
+        if given and not any(recipe.epochs for recipe in recipes):
+            raise ValueError(f'{name}: got {given[0]}, allowed are none: {" and ".join(methods)} '
+                             'without training')
     for method in methods:
         try:
             settings_of(args.protocol, method, dataset, args.model, config, train)
@@ -690,16 +789,19 @@ def _plan(args, methods, datasets, seeds, shots=16):
     from dra_nb.bench.runs import find_dataset, make_runs
     from dra_nb.recipes import read_changes
     config, train = read_changes(args.set), read_changes(args.train, 'train')
-    runs = []
+    runs, found = [], []
     for place in datasets:
         dataset, _ = find_dataset(place, args.root)
+        found.append(dataset)
         _check_settings(args, methods, dataset.name, config, train)
         _check_all_images(args, place, dataset)
-        _warn_of_photographs(args, dataset.test)
         runs += make_runs(methods, [place], seeds, args.protocol, args.model, args.pretrained,
-                          args.root, _shots_of(place, args, shots), args.targets, config, train,
+                          args.root, _shots_of(dataset, args, shots), args.targets, config, train,
                           args.device)
     _check_images_of_runs(runs)
+    for dataset in found:
+        _warn_of_few(dataset, args, shots)
+        _warn_of_photographs(args, dataset.test)
     return runs
 
 # %% ../nbs/14_cli.ipynb #86c3afef
@@ -770,13 +872,13 @@ def _bench(args):
     "Make what a folder of results lacks, and print its tables."
     from dra_nb.bench.runs import at_points, run_missing
     from dra_nb.methods import find_method
+    methods = args.methods or BENCH_METHODS
+    for method in methods:
+        find_method(method)
     _check_model(args)
     _check_folder(args.out)
     if args.save:
         _check_folder(args.save, 'save')
-    methods = args.methods or BENCH_METHODS
-    for method in methods:
-        find_method(method)
     if args.search:
         if not args.methods:
             methods = [method for method in methods if find_method(method)[0].search]
@@ -791,7 +893,8 @@ def _bench(args):
         _show_search(records, args.search)
         return
     parts = [part for part in _tables(records, args.protocol) if part]
-    print('\n' + '\n\n'.join(parts) + f'\n\n{len(records)} runs in {args.out}')
+    n = len(records)
+    print('\n' + '\n\n'.join(parts) + f'\n\n{n} run{"s" if n > 1 else ""} in {args.out}')
 
 # %% ../nbs/14_cli.ipynb #23d6df3e
 def _bench_arguments(parser):
@@ -869,13 +972,16 @@ def _make_paper(args, plan):
     from dra_nb.bench.plan import Pace, time_text
     from dra_nb.bench.runs import find_dataset, run_missing
     _check_folder(args.out)
+    found = []
     for place in {place for run in plan.runs for place in (run.place, *run.target_places)}:
         dataset, _ = find_dataset(place, args.root)
+        found.append(dataset)
         _check_all_images(args, place, dataset)
-        _warn_of_photographs(args, dataset.test)
     have = {record.key for record in plan.done(args.out)}
     lacking = [run for run in plan.runs if run.key not in have]
     _check_images_of_runs(lacking)
+    for dataset in found:
+        _warn_of_photographs(args, dataset.test)
     pace = Pace(lacking)
     weights = Path(args.out)/'weights' if args.table == 'fig4' else None
     with _RunLines() as lines:
@@ -1040,7 +1146,8 @@ def _speed(args):
     from dra_nb.evaluation import append_result
     from dra_nb.weights import find_device
     find_device(args.device)
-    _check_file(args.out)
+    _check_model_name(args)
+    _check_lines_file(args.out)
     record = speed(args.model, args.pretrained, args.device)
     append_result(args.out, record)
     print(f'{speed_table(record["rows"])}\n\n{record["device"]}; added to {args.out}')
