@@ -401,6 +401,18 @@ def test_data_check(call, own):
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')           # a miniature is no whole set
+def test_data_check_lists_all_problems(tmp_path, call):
+    "An empty class, a class of one picture and a torn file, in one go."
+    for k, (name, n) in enumerate(dict(cat=4, dog=4, cow=1).items()):
+        paint(tmp_path/'d'/name, k, n)
+    (tmp_path/'d'/'empty').mkdir()
+    (tmp_path/'d'/'cat'/'0.png').write_bytes(b'no image')
+    code, out, err = call('data', 'check', tmp_path/'d')
+    assert code == 2 and '3 kind(s) of problem in 1 of 1' in err, out+err
+    for why in ('empty: this class folder holds no images', '0.png: is the only image', 'cat/0.png'):
+        assert why in out
+
+
 def test_pets_from_check_to_predict(tmp_path, tiny, call):
     "A public set in miniature, through every command that reads one."
     root, weights, clip = tmp_path/'DATA', tmp_path/'w', ('--pretrained', tiny[0])
