@@ -610,8 +610,8 @@ def _class_list(
     else:
         names = [name.strip() for name in text.split(',')]
     if '' in names:
-        raise ValueError(f'classes: got an empty name in {text!r}, allowed are names with one comma '
-                         'between two of them')
+        raise ValueError(f'classes: got an empty name in {text!r}, allowed are names with one '
+                         'comma between two of them')
     for name,times in Counter(names).items():
         if times > 1:
             raise ValueError(f'classes: got {name!r} {times} times, allowed is each name once')

@@ -409,7 +409,8 @@ def test_data_check_lists_all_problems(tmp_path, call):
     (tmp_path/'d'/'cat'/'0.png').write_bytes(b'no image')
     code, out, err = call('data', 'check', tmp_path/'d')
     assert code == 2 and '3 kind(s) of problem in 1 of 1' in err, out+err
-    for why in ('empty: this class folder holds no images', '0.png: is the only image', 'cat/0.png'):
+    for why in ('empty: this class folder holds no images', '0.png: is the only image',
+                'cat/0.png'):
         assert why in out
 
 

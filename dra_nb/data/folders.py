@@ -113,7 +113,8 @@ def load_folder(
         parts = dict(train={}, val={}, test={})
         for classname,paths in _class_folders(root, problems).items():
             if len(paths) < 2 and problems is not None:
-                problems.append(f'{paths[0]}: is the only image of its class, at least 2 are needed')
+                problems.append(f'{paths[0]}: is the only image of its class, '
+                                'at least 2 are needed')
                 continue
             for found,some in zip(parts.values(), cut_class(paths, root, root)):
                 found[classname] = some
