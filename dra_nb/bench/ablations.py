@@ -58,7 +58,7 @@ def difference(
 
 # %% ../../nbs/34_ablations.ipynb #a301d7d5
 PARTS = {                # what is added → (with it, without it): rows of Table 4
-    '$W_p$ and ranks alone': (('neither', 'baseline'),),
+    'basic ranks with $W_p$': (('neither', 'baseline'),),
     'channel ranking': (('channel ranking', 'neither'), ('both', 'regularizer')),
     'the regularizer': (('regularizer', 'neither'), ('both', 'channel ranking')),
     'DRA in the image tower': (('image only', 'baseline'), ('both', 'text only')),
