@@ -376,7 +376,7 @@ def jobs_of_public(
 def _amount(value, format):
     "A number of any size with about three digits; as CSV without marks."
     if format == 'csv':
-        return f'{value:.6f}'
+        return f'{value:.6g}'
     if 0 < value < .01:
         return '< 0.01'
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
