@@ -7,7 +7,7 @@ __all__ = ['Option', 'Rule', 'settings_in', 'named_records', 'with_all_units', '
            'effects_of', 'take', 'Choice', 'savings', 'choose', 'tied_with', 'write_choice']
 
 # %% ../../nbs/67_choice.ipynb #79ae64ed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .results import Record
@@ -69,7 +69,7 @@ def named_records(
     for record in records:
         for name,settings in candidates.items():
             if settings_in(record, settings) == settings:
-                found.append(replace(record, run=dict(record.run, method=name)))
+                found.append(record.named(name))
     return found
 
 def with_all_units(

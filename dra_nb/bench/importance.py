@@ -7,8 +7,6 @@ __all__ = ['CENTRE', 'VARIANTS', 'DECIDES', 'COMPARISONS', 'control_runs', 'pape
            'answer', 'foreground_auc', 'first_batch']
 
 # %% ../../nbs/38_importance.ipynb #f131d304
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -115,7 +113,7 @@ def by_variant(
     records:list   # of the control
 )->list:           # copies
     "Records with their variants in place of the method."
-    return [replace(r, run=dict(r.run, method=variant_of(r))) for r in records]
+    return [r.named(variant_of(r)) for r in records]
 
 def compare(
     records:list,          # of the control

@@ -277,7 +277,7 @@ class TablePlan:
         for label,run in self.pairs:
             record = of.get(run.key)
             if record is not None:
-                found.append(replace(record, run=dict(record.run, method=label)))
+                found.append(record.named(label))
         return by_target(found, (self.source, *self.sets)) if self.source else found
 
 # %% ../../nbs/65_paper.ipynb #22130ae0
@@ -401,7 +401,7 @@ def table_on_file(
     for record in records:
         label = rows.get(_full_name(record.method, clip))
         if label is not None:
-            found.append(replace(record, run=dict(record.run, method=label)))
+            found.append(record.named(label))
     have = {record.method for record in found}
     lines = tuple(line for line in table.lines_for(clip) if line.label in have)
     (source, *_), shown = table.sets_for(real)

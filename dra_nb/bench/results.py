@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'TOUCH', 'VOID', 'run_key', 'Record', 'versions', 'device_name', 'read_record', 'find_record',
-           'write_record', 'read_results', 'Claim', 'changed_settings', 'missing_runs', 'by_target']
+           'write_record', 'read_results', 'Claim', 'changed_settings', 'changed_once', 'missing_runs', 'by_target']
 
 # %% ../../nbs/62_results.ipynb #2343f47d
 import json
@@ -77,6 +77,12 @@ class Record:
     def trained(self):
         "Was anything trained? Without training one run stands for every seed."
         return self.run['train']['epochs'] > 0
+
+    def named(self,
+        name:str  # such as a row of a table, or what a run was changed in
+    )->'Record':  # a copy
+        "The same run with a name in place of its method, to compare it under."
+        return replace(self, run=dict(self.run, method=name))
 
 # %% ../../nbs/62_results.ipynb #8ade142a
 PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'pillow', 'numpy')
@@ -325,6 +331,20 @@ def changed_settings(
     ours, theirs = _flat(record.run), _flat(other.run)
     names = (ours.keys() | theirs.keys()) - {'method', 'dataset', 'seed'}
     return {k for k in names if ours.get(k) != theirs.get(k)}
+
+def changed_once(
+    records:list,  # controls
+    table:list     # records they are compared with
+)->list:           # pairs of the setting, as in `changed_settings`, and the record
+    "Runs that differ in one setting from the table's run of their method, data set and seed."
+    twins = {(r.method, r.dataset, r.seed): r for r in table}
+    found = []
+    for record in records:
+        twin = twins.get((record.method, record.dataset, record.seed))
+        changed = changed_settings(record, twin) if twin else ()
+        if len(changed) == 1:
+            found.append((*changed, record))
+    return found
 
 def missing_runs(
     records:list,    # of one protocol and one source
