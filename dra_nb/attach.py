@@ -208,7 +208,7 @@ def detach(
     unfreeze(model)
     return model
 
-# %% ../nbs/19_attach.ipynb #5ff5f6c7
+# %% ../nbs/19_attach.ipynb #5ff5f6c1
 @contextmanager
 def evaluating(
     model:nn.Module   # whatever has modules in training mode
@@ -222,6 +222,7 @@ def evaluating(
         for m,mode in modes.items():
             m.training = mode
 
+# %% ../nbs/19_attach.ipynb #5ff5f6c7
 @contextmanager
 def text_batch(
     model:nn.Module,      # an open_clip CLIP with modules beside its blocks
