@@ -1,11 +1,11 @@
 """Build the corpus of icons that glyph-clip is pre-trained on: pictures of 64 px and names.
 
-    pip install resvg && python scripts/icons/build_corpus.py [--out FOLDER]
+    pip install 'resvg>=0.2,<0.3' && python scripts/icons/build_corpus.py [--out FOLDER]
 
 Fetches one pinned npm package (its hash is checked), keeps the sets that may be used and fit,
 and writes three files to FOLDER (default ~/.cache/dra_nb/icons): planes.npy, icons.json, sets.json.
-Two builds give the same bytes. What is left out, and why, is told in sets.json
-and in nbs/1b_pretraining_loop.ipynb.
+Two builds with one version of resvg give the same bytes. sets.json tells that version, what is
+left out, and why; the reasons are also in nbs/1b_pretraining_loop.ipynb.
 """
 import argparse
 import base64
@@ -18,6 +18,7 @@ import sys
 import tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -335,7 +336,8 @@ def facts_of(facts, index, left_out, excluded):
                          licence=info['license']['spdx'], author=info['author']['name'],
                          url=info['author'].get('url', ''), icons=per[number]))
     seen = [row for row in index['icons'] if not row[3]]
-    return dict(package=PACKAGE, version=VERSION, icons=len(index['icons']), captioned=len(seen),
+    return dict(package=PACKAGE, version=VERSION, resvg=version('resvg'),
+                icons=len(index['icons']), captioned=len(seen),
                 names=len({row[4] for row in seen}),
                 words=len({w for row in seen for w in index['names'][row[4]].split()}),
                 never_captioned=len({row[4] for row in index['icons'] if row[3]}),
