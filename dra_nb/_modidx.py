@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.paper.plan_table': ('paper.html#plan_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.printed_rows': ('paper.html#printed_rows', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.published': ('paper.html#published', 'dra_nb/bench/paper.py'),
+                                    'dra_nb.bench.paper.read_table': ('paper.html#read_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.remarks': ('paper.html#remarks', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.scores_by_kind': ('paper.html#scores_by_kind', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.show_table': ('paper.html#show_table', 'dra_nb/bench/paper.py'),

@@ -73,13 +73,19 @@ def side_by_side(
 )->str:
     "Every row of the average: ours, the paper's, and the difference of the chosen row to it."
     block, sets = next(iter(plan.blocks.items()))
+    ours = {line.label: measured(records, line.label, sets, plan.table.metrics)
+            for line in plan.lines}
+    best = {metric: max((found[metric][0] for found in ours.values() if found), default=None)
+            for metric in plan.table.columns}
     rows = []
     for line in plan.lines:
-        found = measured(records, line.label, sets, plan.table.metrics)
+        found = ours[line.label]
         row = dict(row=line.label)
         for metric in plan.table.columns:
             paper = paper_number(plan, dict(block=block, line=line), metric)
             own = with_half(*found[metric]) if found else '–'
+            if found and found[metric][0] == best[metric]:
+                own = f'**{own}**'
             row[f'{NAMES[metric]} (paper)'] = own if paper is None else f'{own} ({paper.value:.2f})'
         for metric in ('new', 'hm'):
             against = line.against and difference(plan, records, line.against, line.label, metric)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
-           'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'margin', 'with_half', 'in_points',
-           'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows', 'difference_rows', 'remarks',
-           'missing_line', 'show_table', 'in_table1', 'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table',
-           'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4', 'training_rates', 'efficiency',
-           'efficiency_table']
+           'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'read_table', 'margin',
+           'with_half', 'in_points', 'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows',
+           'difference_rows', 'remarks', 'missing_line', 'show_table', 'in_table1', 'draw_figure3', 'word_kind',
+           'scores_by_kind', 'kinds_table', 'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4',
+           'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
@@ -26,12 +26,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .protocols import find_protocol
-from .results import by_target, device_name, read_results
+from .results import by_target, device_name, read_results, run_key
 from .runs import find_dataset, find_run, grid, has_weights, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
                                      paired_differences, verdict)
-from .tables import beside_table, listed, target_kind, to_table
+from .tables import beside_table, in_order, listed, target_kind, to_table
 from ..checks import check_choice, did_you_mean
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
@@ -413,6 +413,16 @@ def table_on_file(
     plan = TablePlan(table, lines, sets, source if table.kind else '', seeds, (), real)
     return plan, found
 
+def read_table(
+    name:str,  # of a table whose rows are methods
+    folder     # of results, which may have runs of other tables, too
+)->tuple:      # as of `table_on_file`
+    "The part of a table that a folder has, with glyph-clip and the table's own settings."
+    planned = {run.key for run in plan_table(name, device='cpu').runs}
+    own = [record for record in read_results(folder)
+           if run_key(dict(record.run, device='cpu')) in planned]
+    return table_on_file(name, in_order(own))
+
 # %% ../../nbs/65_paper.ipynb #5760ac3a
 NAMES = dict(base='base', new='new', hm='HM', accuracy='accuracy')
 
@@ -600,7 +610,7 @@ def in_table1(
     allowed = [line.label for line in find_table('table1').lines_for('glyph-clip')]
     for method in methods:
         check_choice('method', method, allowed)
-    plan, runs = table_on_file('table1', read_results(folder))
+    plan, runs = read_table('table1', folder)
     lines = {line.label: line for line in plan.lines}
     rows, said = [], []
     for method, other in itertools.product(methods, ('zero-shot', 'adapter')):

@@ -20,7 +20,7 @@ import open_clip
 import torch
 
 from .paper import (TablePlan, check_figure4, choose_lines, find_table,
-                                plan_table)
+                                plan_table, read_table)
 from .protocols import find_protocol
 from .runs import find_dataset, find_run, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
