@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.paper.margin': ('paper.html#margin', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.measured': ('paper.html#measured', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.missing_line': ('paper.html#missing_line', 'dra_nb/bench/paper.py'),
+                                    'dra_nb.bench.paper.one_run': ('paper.html#one_run', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.paper_number': ('paper.html#paper_number', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.plan_table': ('paper.html#plan_table', 'dra_nb/bench/paper.py'),
                                     'dra_nb.bench.paper.printed_rows': ('paper.html#printed_rows', 'dra_nb/bench/paper.py'),

@@ -6,8 +6,8 @@
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
            'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'read_table', 'margin',
            'with_half', 'in_points', 'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows',
-           'difference_rows', 'remarks', 'missing_line', 'show_table', 'in_table1', 'draw_figure3', 'word_kind',
-           'scores_by_kind', 'kinds_table', 'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4',
+           'difference_rows', 'remarks', 'missing_line', 'show_table', 'one_run', 'in_table1', 'draw_figure3',
+           'word_kind', 'scores_by_kind', 'kinds_table', 'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4',
            'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
@@ -602,11 +602,28 @@ def show_table(
     return '\n\n'.join(part for part in parts if part)
 
 # %% ../../nbs/65_paper.ipynb #fa19f52f
+def one_run(
+    runs:list,           # records named by their rows, of `table_on_file`
+    methods:tuple,       # rows
+    dataset='vehicles',
+    seed=1
+)->str:                  # Markdown; empty if there is no such run
+    "A run of some rows on one data set: accuracy, seconds of training, device."
+    rows = []
+    for method in methods:
+        for run in runs:
+            if (run.method, run.dataset, run.seed) == (method, dataset, seed):
+                row = {f'{dataset}, seed {seed}': method}
+                row.update({NAMES[m]: f'{run.metrics[m]:.2f}' for m in ('base', 'new', 'hm')})
+                row.update({'training, s': f"{run.seconds['train']:.1f}", 'device': run.device})
+                rows.append(row)
+    return to_table(rows)
+
 def in_table1(
     *methods:str,                 # rows of Table 1, such as 'mma' and 'mma-tuned'
     folder='results/base_to_new'  # of the runs
 )->str:                           # Markdown
-    "What rows of Table 1 gain over zero-shot CLIP and the plain adapter, beside the paper's gains."
+    "Gains of rows of Table 1 over zero-shot CLIP and the adapter, the paper's, and one run."
     allowed = [line.label for line in find_table('table1').lines_for('glyph-clip')]
     for method in methods:
         check_choice('method', method, allowed)
@@ -635,8 +652,11 @@ def in_table1(
     command = f'dra-nb paper table1 --methods {" ".join(methods)} --out {folder}'
     if not rows:
         return f'Not measured yet: `{command}` makes the runs.'
-    first = f'**{" ".join(said)}**\n\n' if said else ''
-    return f'{first}{to_table(rows)}\n\n[All rows](31_base_to_new.ipynb)'
+    first = f'**{" ".join(said)}**' if said else ''
+    one = one_run(runs, ('zero-shot', *methods))
+    parts = [first, to_table(rows), 'One run of each:' if one else '', one,
+             '[All rows](31_base_to_new.ipynb)']
+    return '\n\n'.join(part for part in parts if part)
 
 # %% ../../nbs/65_paper.ipynb #4f28eff0
 @rc_context(STYLE)
