@@ -305,6 +305,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.speed._Kept': ('speed.html#_kept', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed._Kept.__init__': ('speed.html#_kept.__init__', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed._by_method': ('speed.html#_by_method', 'dra_nb/bench/speed.py'),
+                                    'dra_nb.bench.speed._flop_ratio': ('speed.html#_flop_ratio', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed._median_and_range': ('speed.html#_median_and_range', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed._mib': ('speed.html#_mib', 'dra_nb/bench/speed.py'),
                                     'dra_nb.bench.speed._ratio': ('speed.html#_ratio', 'dra_nb/bench/speed.py'),

@@ -663,23 +663,26 @@ def _ratio(row, kind):
     same = low <= 1 <= high and row['method'] != 'coop'
     return f"{'≈' if same else ''}{ratio:.2f}"
 
+def _flop_ratio(row, coop, kind):
+    "FLOPs as a ratio to CoOp's; '' where nothing is trained."
+    made = row[f'{kind}_flops']
+    return '' if made is None else f"{made/coop[f'{kind}_flops']:.2f}"
+
 def _by_method(record):
     return {row['method']: row for row in record['rows']}
 
 def method_table(
-    records:dict,      # heading → times of a CLIP
-    kind='step',       # or 'test'
+    record:dict,       # times of a CLIP
     format='markdown'  # as for `to_table`
 )->str:
-    "Times as ratios to CoOp's in the same run; beside steps the FLOPs of the first record's."
-    known = {heading: _by_method(r) for heading,r in records.items()}
+    "Times of steps and tests, each beside its FLOPs, as ratios to CoOp's in the same run."
+    rows = _by_method(record)
     lines = []
-    for name,first in next(iter(known.values())).items():
-        line = {f'{kind} of': name}
-        if kind == 'step':
-            line['GFLOP'] = f"{first['step_flops']/1e9:.0f}" if first['step_ratio'] else ''
-        for heading,rows in known.items():
-            line[heading] = _ratio(rows[name], kind)
+    for name,row in rows.items():
+        line = {'times CoOp': name}
+        for kind in ('step', 'test'):
+            line[kind] = _ratio(row, kind)
+            line[f'{kind}, FLOP'] = _flop_ratio(row, rows['coop'], kind)
         lines.append(line)
     return to_table(lines, format)
 
