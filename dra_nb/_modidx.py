@@ -968,6 +968,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'dra_nb/methods/clip_lora.py'),
                                           'dra_nb.methods.clip_lora.CLIPLoRA.step': ( 'clip_lora.html#cliplora.step',
                                                                                       'dra_nb/methods/clip_lora.py'),
+                                          'dra_nb.methods.clip_lora.CLIPLoRA.steps_per_epoch': ( 'clip_lora.html#cliplora.steps_per_epoch',
+                                                                                                 'dra_nb/methods/clip_lora.py'),
                                           'dra_nb.methods.clip_lora.CLIPLoRA.trained': ( 'clip_lora.html#cliplora.trained',
                                                                                          'dra_nb/methods/clip_lora.py'),
                                           'dra_nb.methods.clip_lora.CLIPLoRA.updates': ( 'clip_lora.html#cliplora.updates',
