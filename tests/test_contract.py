@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from conftest import meta_clip, tiny_open_clip
 from dra_nb.attach import attached, detach, set_step
+from dra_nb.clip import tokenize
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy, predictions
@@ -80,6 +81,16 @@ def short_training(method, shots, name, seed=1, **kwargs):
     return fit(method, shots, TrainConfig(epochs=3, batch_size=4, lr=lr), seed, bar=False, **kwargs)
 
 
+def trained(name, shots, images, kind=open_clip.CLIP):
+    "After a short training that shows in the logits, where there is something to learn."
+    method = built(name, kind=kind)
+    if name in LEARNING:
+        untrained = logits(method, images)
+        short_training(method, shots, name)
+        assert (logits(method, images)-untrained).abs().max() > .01
+    return method
+
+
 @torch.no_grad()
 def logits(method, images, names=NAMES, seen=True):
     with method.testing(names, TEMPLATE, seen):
@@ -126,19 +137,23 @@ def test_shots_without_training(name, shots, images):
 
 @pytest.mark.parametrize('kind', [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize('name', ALL)
-def test_removal_is_exact(name, kind, images):
-    "Names, flags and outputs of the CLIP are afterwards what they were."
+def test_removal_is_exact(name, kind, shots, images):
+    "Names, flags and outputs of the CLIP are after training what they were before the method."
     model = tiny_open_clip(kind)
     names, flags = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    tokens = tokenize(model, NAMES, TEMPLATE)
     with torch.no_grad():
-        expected = model.encode_image(images)
+        expected = model.encode_image(images), model.encode_text(tokens)
     method = build_method(name, model)
     assert not any(p.requires_grad for n,p in model.named_parameters() if n in names)
+    if name in LEARNING:
+        short_training(method, shots, name)
     method.remove()
     assert list(model.state_dict()) == names
     assert [p.requires_grad for p in model.parameters()] == flags
     with torch.no_grad():
-        assert torch.equal(model.encode_image(images), expected)
+        for now, before in zip((model.encode_image(images), model.encode_text(tokens)), expected):
+            assert torch.equal(now, before)
     build_method(name, model)                                  # and once more
 
 
@@ -235,8 +250,8 @@ def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, shots):
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_logits_do_not_depend_on_the_batch(name, images):
-    method = built(name)
+def test_logits_do_not_depend_on_the_batch(name, shots, images):
+    method = trained(name, shots, images)
     whole = logits(method, images)
     with method.testing(NAMES, TEMPLATE), torch.no_grad():
         parts = torch.cat([method.logits(images[:3]), method.logits(images[3:])])
@@ -306,15 +321,17 @@ def test_training_by_hand(name, shots, images):
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_both_model_classes(name, images):
-    "open_clip keeps the text tower in the model or in a module of its own."
-    one = built(name)
-    two = built(name, kind=open_clip.CustomTextCLIP)
-    state = {k: v for k,v in one.model.state_dict().items()}
-    own = {k: v for k,v in two.model.state_dict().items()}
-    renamed = {k: state[k] if k in state else state[k.removeprefix('text.')] for k in own}
-    two.model.load_state_dict(renamed)
-    assert_close(logits(two, images), logits(one, images), atol=1e-4, rtol=1e-4)
+def test_both_model_classes(name, shots, images, tmp_path):
+    "open_clip keeps the text tower in the model or in a module of its own; weights fit both."
+    state = tiny_open_clip().state_dict()
+    other = tiny_open_clip(open_clip.CustomTextCLIP)
+    renamed = {k: state[k] if k in state else state[k.removeprefix('text.')]
+               for k in other.state_dict()}
+    other.load_state_dict(renamed)
+    one = trained(name, shots, images)
+    one.save(tmp_path)
+    assert_close(logits(load_method(tmp_path, other), images), logits(one, images),
+                 atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name, count', PUBLISHED.items())
@@ -323,11 +340,35 @@ def test_published_number_of_parameters(name, count):
     assert sum(p.numel() for p in method.trained().values()) == count
 
 
-@pytest.mark.parametrize('name', TRAINED)
+@pytest.mark.parametrize('name, count', dict(maple=1_185_024, dra=537_600).items())
+def test_published_number_across_data_sets(name, count):
+    clip = meta_clip()
+    config, _ = find_method(name)[0].recipe('cross', 'imagenet', clip.clip_name)
+    method = build_method(name, clip, config=config)
+    assert sum(p.numel() for p in method.trained().values()) == count
+
+
+@pytest.mark.parametrize('name', ALL)
 def test_another_backbone(name):
-    "Widths come from the model: ViT-L/14, without memory."
-    method = build_method(name, meta_clip('ViT-L-14-quickgelu'))
-    assert (sum(p.numel() for p in method.trained().values()) > 0) == (name not in BY_SHOTS)
+    "Widths come from the model: classes, a loss and its gradients on ViT-L/14, without memory."
+    clip = meta_clip('ViT-L-14-quickgelu')
+    method = build_method(name, clip)
+    keys = torch.zeros(4, clip.visual.output_dim, device='meta')
+    method.make_room(dict(keys=keys, values=torch.zeros(4, len(NAMES), device='meta')))
+    method.train()
+    method.set_classes(NAMES, TEMPLATE)
+    method.draw((1, 0))
+    images = torch.zeros(2, 3, clip.image_size, clip.image_size, device='meta')
+    terms = method.losses(images, torch.zeros(2, dtype=torch.int64, device='meta'))
+    loss = sum(terms.values())
+    assert loss.shape == ()
+    if name in TRAINED:
+        loss.backward()
+        excused = TRAINED[name][1]
+        for n,p in method.trained().items():
+            assert p.grad is not None or any(part in excused for part in n.split('.')), n
+    with torch.no_grad():
+        assert method.eval().logits(images).shape == (2, len(NAMES))
 
 
 @pytest.mark.parametrize('name', METHODS)
