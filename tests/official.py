@@ -2,8 +2,10 @@
 
     python tests/official.py FILE.npz …
     python tests/official.py --table FILE.npz …
+    python tests/official.py --json FILE.npz …
 
-The second form prints the largest relative error of every method and quantity as a table.
+The second form prints the largest relative error of every method and quantity as a table, the third
+as JSON for a page: nbs/results/official.json is what it says of tests/fixtures/official/*.npz.
 
 A file holds numbers of one method on a tiny CLIP whose weights a frozen generator draws. The method
 is built here with the file's settings and parameters, and everything in the file is computed again:
@@ -575,7 +577,8 @@ class MaPLeCase(Case):
     own = 'maple'
 
     def config(self):
-        return METHODS[self.own].Config(length=self.meta['n_ctx'], depth=self.meta['depth'])
+        return METHODS[self.own].Config(words=self.meta.get('context_words', ''),
+                                        length=self.meta['n_ctx'], depth=self.meta['depth'])
 
     def own_name(self, official):
         first = {'ctx': 'prompts_text.0', 'proj.weight': 'to_image.0.weight',
@@ -919,18 +922,44 @@ class CLIPLoRACase(Case):
 @case('proda')
 class ProDACase(Case):
     own = 'proda'
-    ways = {'diag_K+1': {}, 'full_K': dict(covariance='full', divisor_more=0),
-            'full_K+1': dict(covariance='full'), 'batch4_diag_5': {}}
+    forms = dict(diag='diagonal', full='full')
 
     @classmethod
     def settings(cls, file):
         return ['']
 
+    def places(self):
+        "Learned vectors before the name, for every sentence: the file's 0, 1, 2 are front to end."
+        length = self.options['n_ctx']
+        before = 0, length//2, length
+        return [before[position] for position in self.meta['positions']]
+
     def config(self, **changes):
+        "The sentences have their names where the file has them."
+        places = self.places()
+        class Placed(METHODS[self.own].Config):
+            def places(self):
+                return places
         o = self.options
         changes = dict(diversity=o['alpha'], **changes)
-        return METHODS[self.own].Config(sentences=o['K'], length=o['n_ctx'],
-                                        per_step=len(self.meta['prompt_batch']), **changes)
+        return Placed(sentences=o['K'], length=o['n_ctx'],
+                      per_step=len(self.meta['prompt_batch']), **changes)
+
+    def ways(self, ending):
+        "Beginning of keys → settings of the bound it is named after, such as 'batch4_diag_5'."
+        found = {}
+        for key in self.file.arrays:
+            first, _, rest = key.partition('/')
+            if rest != ending or first == 'f64':
+                continue
+            form = r'(?:steps_)?(?:batch(\d+)_)?(diag|full)_(?:K([+-]1)?|(\d+))'
+            named = re.fullmatch(form, first)
+            if named is None:
+                raise Deviation(f'{self.file.method}: no form of the bound is called {first!r}')
+            batch, form, more, divisor = named.groups()
+            more = int(divisor)-int(batch) if batch and divisor else int(more or 0)
+            found[first] = dict(covariance=self.forms[form], divisor_more=more)
+        return found
 
     def own_name(self, official):
         return {'ctx': 'context'}[official]
@@ -940,11 +969,13 @@ class ProDACase(Case):
         method = self.build()
         self.check_features(compare, method)
         self.check_bounds(compare, method)
-        for way,changes in self.ways.items():
+        for way,changes in self.ways('loss_total').items():
             method.config = self.config(**changes)
             self.check_way(compare, method, way)
-        method.config = self.config()
-        self.check_three_steps(compare, method)
+        for way,changes in self.ways('loss_history').items():
+            method.config = self.config(**changes)
+            self.put(method, 'param')
+            self.check_three_steps(compare, method, way)
         if self.dtype == torch.float32 and any(k.startswith('f64/') for k in self.file.arrays):
             double = type(self)(self.file, self.setting, double=True)
             double.check(DoubleComparison(compare, self.file.arrays))
@@ -952,7 +983,9 @@ class ProDACase(Case):
     def check_features(self, compare, method):
         "Features of all sentences, their mean, variances, likeness, logits of a test."
         value = self.file.tolerance['value']
-        self.check_sentences(compare, 'tokens', method.prompts[-1])      # the name at the end
+        if self.options['n_ctx'] in self.places():
+            at_end = self.places().index(self.options['n_ctx'])
+            self.check_sentences(compare, 'tokens', method.prompts[at_end])
         self.check_sentences(compare, 'plain_tokens', method.nameless)
         raw = encode_text(method.model, method.prompts, method.context[:, None])
         w = method.sentence_features()
@@ -963,7 +996,7 @@ class ProDACase(Case):
                      image_features_raw=method.image_features(self.images),
                      plain_features_raw=plain, plain_features=F.normalize(plain, dim=-1),
                      logits=method.logits(self.images), loss_div=method.likeness())
-        for short,form in dict(full='full', diag='diagonal').items():
+        for short,form in self.forms.items():
             found[f'sigma2_{short}'] = difference_variance(x, w, self.labels, form)
         for key,got in found.items():
             compare.array('features and variances', key, got, self.arrays[key], value)
@@ -971,7 +1004,7 @@ class ProDACase(Case):
     def check_bounds(self, compare, method):
         "The bound with both forms of the covariance and all divisors; the loss without it."
         arrays, tolerance = self.file.arrays, self.file.tolerance['loss']
-        for short,form in dict(full='full', diag='diagonal').items():
+        for short,form in self.forms.items():
             for more,name in ((-1, 'K-1'), (0, 'K'), (1, 'K+1')):
                 method.config = self.config(covariance=form, divisor_more=more)
                 got = F.cross_entropy(method.bound(self.images, self.labels), self.labels)
@@ -1003,7 +1036,7 @@ class ProDACase(Case):
         compare.array('gradients', f'{way}/grad/ctx', gradient, arrays[f'{way}/grad/ctx'],
                       tolerance['gradient'])
 
-    def check_three_steps(self, compare, method):
+    def check_three_steps(self, compare, method, way):
         "Steps on all sentences at once."
         arrays, tolerance = self.file.arrays, self.file.tolerance
         train, n = self.recipe()
@@ -1012,12 +1045,11 @@ class ProDACase(Case):
             loss = sum(method.losses(self.images, self.labels).values())
             history.append(loss.item())
             trainer.update(loss)
-        prefix = 'steps_diag_K+1/'
-        compare.array('losses of the steps', prefix+'loss_history', history,
-                      arrays[prefix+'loss_history'], tolerance['history'])
+        compare.array('losses of the steps', f'{way}/loss_history', history,
+                      arrays[f'{way}/loss_history'], tolerance['history'])
         before = numbers(arrays['param/ctx'])
-        compare.array('change by the steps', prefix+'step3/ctx', numbers(method.context)-before,
-                      numbers(arrays[prefix+'step3/ctx'])-before, tolerance['change'])
+        compare.array('change by the steps', f'{way}/step3/ctx', numbers(method.context)-before,
+                      numbers(arrays[f'{way}/step3/ctx'])-before, tolerance['change'])
 
 
 @case('lfa')
@@ -1152,31 +1184,38 @@ COLUMNS = ('plain CLIP', 'features', 'logits', 'losses', 'gradients', 'change by
            'logits after the steps', 'float64')
 
 
-def table_rows(compared):
-    "Method → its comparisons as lines of a Markdown table: the largest error of every quantity."
+def largest_errors(path, comparisons):
+    "How many quantities of a file were compared, and the largest relative error of every kind."
+    worst, count = {}, 0
+    for compare in comparisons:
+        for group,(number, _, deviation, *_) in compare.groups.items():
+            column = group if group in COLUMNS else 'others'
+            worst[column] = max(worst.get(column, 0.), deviation)
+            count += number
+    errors = {c: float(f'{worst[c]:.0e}') for c in (*COLUMNS, 'others') if c in worst}
+    return dict(file=Path(path).stem, quantities=count, errors=errors)
+
+
+def table_rows(found):
+    "The largest errors of files as lines of a Markdown table."
     lines = ['| method | numbers | '+' | '.join(COLUMNS)+' | others |',
              '|:--|--:|'+'--:|'*(len(COLUMNS)+1)]
-    for path,comparisons in compared.items():
-        worst, count = {}, 0
-        for compare in comparisons:
-            for group,(number, _, deviation, *_) in compare.groups.items():
-                column = group if group in COLUMNS else 'others'
-                worst[column] = max(worst.get(column, 0.), deviation)
-                count += number
-        cells = [f'{worst[c]:.0e}' if c in worst else '' for c in (*COLUMNS, 'others')]
-        lines.append(f'| {Path(path).stem} | {count} | '+' | '.join(cells)+' |')
+    for row in found:
+        errors = row['errors']
+        cells = [f'{errors[c]:.0e}' if c in errors else '' for c in (*COLUMNS, 'others')]
+        lines.append(f'| {row["file"]} | {row["quantities"]} | '+' | '.join(cells)+' |')
     return lines
 
 
 def main(words):
     "Exit code 0 if every file agrees."
-    as_table = words[:1] == ['--table']
-    paths = words[1:] if as_table else words
+    form = words[0] if words[:1] in (['--table'], ['--json']) else None
+    paths = words[1:] if form else words
     if not paths:
-        print('usage: python tests/official.py [--table] FILE.npz …')
+        print('usage: python tests/official.py [--table | --json] FILE.npz …')
         return 2
     torch.set_num_threads(1)
-    compared = {}
+    found = []
     for path in paths:
         try:
             comparisons, left = compare_file(path)
@@ -1189,15 +1228,17 @@ def main(words):
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             print(f'{path}: no file of official numbers ({error})')
             return 1
-        compared[str(path)] = comparisons
-        if as_table:
+        found.append(largest_errors(path, comparisons))
+        if form:
             continue
         for compare in comparisons:
             print(*compare.lines(), sep='\n')
         if left:
             print(f'{path}: not compared: {", ".join(left)}')
-    if as_table:
-        print(*table_rows(compared), sep='\n')
+    if form == '--table':
+        print(*table_rows(found), sep='\n')
+    if form == '--json':
+        print(json.dumps(found, indent=1))
     return 0
 
 
