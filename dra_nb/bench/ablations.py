@@ -75,8 +75,10 @@ def side_by_side(
     block, sets = next(iter(plan.blocks.items()))
     ours = {line.label: measured(records, line.label, sets, plan.table.metrics)
             for line in plan.lines}
-    best = {metric: max((found[metric][0] for found in ours.values() if found), default=None)
-            for metric in plan.table.columns}
+    best = {}
+    for metric in plan.table.columns:
+        means = [found[metric][0] for found in ours.values() if found]
+        best[metric] = max(means, default=None)
     rows = []
     for line in plan.lines:
         found = ours[line.label]
