@@ -6,6 +6,7 @@
 __all__ = ['INK', 'CYCLE', 'STYLE', 'figure_svg', 'save_svg', 'use_svg', 'as_jpeg']
 
 # %% ../nbs/59_figures.ipynb #76954786
+import html
 import io
 import re
 import sys
@@ -39,7 +40,9 @@ _PATH = re.compile(r' d="[^"]*"', re.S)
 _LONG = re.compile(r'-?\d+\.\d{3,}')
 
 def figure_svg(
-    figure  # of matplotlib
+    figure,        # of matplotlib
+    title='',      # what it is, for readers who do not see it
+    description='' # what it shows
 )->str:
     "A figure as SVG: the same text each time, without names that two figures of a page share."
     text = io.StringIO()
@@ -53,15 +56,21 @@ def figure_svg(
     def shorter(path):
         return _LONG.sub(lambda value: f'{float(value[0]):.2f}', path[0])
 
-    return _PATH.sub(shorter, text)
+    text = _PATH.sub(shorter, text)
+    words = {'title': title, 'desc': description}
+    told = [f'<{tag}>{html.escape(said)}</{tag}>' for tag,said in words.items() if said]
+    start, end, rest = text.partition('>')
+    return f'{start}{end}{"".join(told)}{rest}'
 
 def save_svg(
-    figure,  # of matplotlib
-    path     # file, made whole or not at all
+    figure,        # of matplotlib
+    path,          # file, made whole or not at all
+    title='',      # as for `figure_svg`
+    description='' # as for `figure_svg`
 )->Path:
     "Write a figure as SVG."
     with write_atomically(path) as tmp:
-        tmp.write_text(figure_svg(figure), encoding='utf-8')
+        tmp.write_text(figure_svg(figure, title, description), encoding='utf-8')
     return Path(path)
 
 # %% ../nbs/59_figures.ipynb #b4e0c9f1

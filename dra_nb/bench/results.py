@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'TOUCH', 'VOID', 'run_key', 'Record', 'versions', 'device_name', 'read_record', 'find_record',
-           'write_record', 'read_results', 'Claim', 'changed_settings', 'changed_once', 'missing_runs', 'by_target']
+           'find_wider_record', 'write_record', 'read_results', 'Claim', 'changed_settings', 'changed_once',
+           'missing_runs', 'by_target']
 
 # %% ../../nbs/62_results.ipynb #2343f47d
 import json
@@ -29,12 +30,16 @@ from .. import __version__
 from ..files import json_digest, lock_file, read_json, write_json
 
 # %% ../../nbs/62_results.ipynb #ae308fe0
+def _key_words(run):
+    "The part of a run's name that a person can read."
+    words = '-'.join(str(run[k]) for k in ('method', 'dataset', 'seed'))
+    return re.sub(r'[^\w.-]+', '_', words)[:100]
+
 def run_key(
     run:dict  # everything that determines a result
 )->str:       # method-dataset-seed-digest, fit to be a file's name
     "The name of a run."
-    words = '-'.join(str(run[k]) for k in ('method', 'dataset', 'seed'))
-    return re.sub(r'[^\w.-]+', '_', words)[:100] + '-' + json_digest(run)
+    return f'{_key_words(run)}-{json_digest(run)}'
 
 @dataclass(frozen=True)
 class Record:
@@ -166,6 +171,23 @@ def find_record(
             continue
         if record.key == key:
             return record
+    return None
+
+def find_wider_record(
+    folder,    # of results
+    run:dict   # everything that determines a result
+)->Record:     # with the accuracies asked for; None if there is none, or the run has no targets
+    "The record of a run that differs in nothing but more targets."
+    wanted = run['targets']
+    for path in sorted(Path(folder).glob(f'{_key_words(run)}-*.json')) if wanted else ():
+        try:
+            record = read_record(path)
+        except ValueError:
+            continue
+        targets = record.run.get('targets', {})
+        if wanted.items() <= targets.items() and dict(run, targets=targets) == record.run:
+            metrics = {name: record.metrics[name] for name in (run['dataset'], *wanted)}
+            return replace(record, run=run, metrics=metrics)
     return None
 
 def _names(folder, key):

@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 
 from .protocols import find_protocol
-from .results import (Claim, Record, device_name, find_record, read_results, run_key,
-                                  versions, write_record)
+from .results import (Claim, Record, device_name, find_record, find_wider_record,
+                                  read_results, run_key, versions, write_record)
 from ..data import REAL, Dataset, glyphs, load_dataset
 from ..dra import WEIGHTS
 from ..evaluation import train_and_test
@@ -385,12 +385,12 @@ def find_run(
     folder,   # of results
     run:Run
 )->Record:    # with the run's own key; None if there is none
-    "The record of a run; in single precision, one from the other kind of device will do."
+    "The record of a run; one tested on more targets will do, and in fp32 one from another device."
     same = [run]
     if run.precision == 'fp32':
         same += [replace(run, device=kind) for kind in ('cpu', 'cuda') if kind != run.device]
     for other in same:
-        record = find_record(folder, other.key)
+        record = find_record(folder, other.key) or find_wider_record(folder, other.facts())
         if record is not None:
             return replace(record, run=run.facts())
     return None
