@@ -6,15 +6,17 @@
 __all__ = ['TABLES', 'NAMES', 'VERBS', 'Published', 'published', 'Line', 'PaperTable', 'find_table', 'TablePlan', 'choose_lines',
            'check_figure4', 'plan_table', 'measured', 'table_rows', 'table_on_file', 'read_table', 'margin',
            'with_half', 'in_points', 'beside_printed', 'in_words', 'paper_number', 'best_rows', 'printed_rows',
-           'difference_rows', 'remarks', 'missing_line', 'show_table', 'one_run', 'in_table1', 'draw_figure3',
-           'word_kind', 'scores_by_kind', 'kinds_table', 'draw_ranks', 'draw_figure4', 'trained_model', 'make_figure4',
-           'training_rates', 'efficiency', 'efficiency_table']
+           'number_rows', 'difference_rows', 'remarks', 'missing_line', 'show_table', 'one_run', 'in_table1',
+           'draw_figure3', 'word_kind', 'scores_by_kind', 'kinds_table', 'draw_ranks', 'draw_figure4', 'trained_model',
+           'make_figure4', 'training_rates', 'efficiency', 'efficiency_table']
 
 # %% ../../nbs/65_paper.ipynb #27747da3
 import csv
 import itertools
 import math
+import shlex
 import statistics
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -29,14 +31,15 @@ from .protocols import find_protocol
 from .results import by_target, device_name, read_results, run_key
 from .runs import find_dataset, find_run, grid, has_weights, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
-from .statistics import (average_over_sets, confidence_interval, mean_paired_difference,
-                                     paired_differences, verdict)
-from .tables import beside_table, in_order, listed, target_kind, to_table
+from .statistics import (average_over_sets, confidence_interval, for_every_seed,
+                                     mean_paired_difference, paired_differences, verdict)
+from .tables import (METRIC_STYLES, beside_table, in_order, listed, target_kind,
+                                 to_table)
 from ..checks import check_choice, did_you_mean
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
 from ..figures import STYLE
-from ..methods import find_method, load_method
+from ..methods import METHODS, find_method, load_method
 from ..prompts import make_prompts
 from ..training import fit
 from ..visualization import show_gallery, text_notes, token_ranks, token_words
@@ -92,6 +95,7 @@ class PaperTable:
     each_set:bool=True      # a block for every data set, besides their average
     tuned:bool=False        # on glyph-clip, also what the small search chose?
     seeds:tuple=(1, 2, 3)
+    note:str=''             # what its rows do not say
 
     @property
     def metrics(self):
@@ -214,7 +218,9 @@ _ROWS = (
                 _PLUS, _LFA, _ADAPTER),
                'cross', 'shifts', tuned=True),
     PaperTable('table4', 'Parts of DRA', (*_parts('own', ''), *_parts('likely', 'likely, ')),
-               each_set=False),
+               each_set=False,
+               note='Without channel ranking the order of the channels is fixed: every group of '
+                    'tokens keeps the first ones.'),
     PaperTable('table5', 'Groups and ratios', tuple(map(_groups, _RATIOS)), each_set=False),
     PaperTable('table6', 'Efficiency', (*_some('coop', 'cocoop', 'kgcoop', 'maple'),
                Line(_OWN, _OWN, paper='dra'), _ADAPTER), each_set=False),
@@ -281,22 +287,32 @@ class TablePlan:
         return by_target(found, (self.source, *self.sets)) if self.source else found
 
 # %% ../../nbs/65_paper.ipynb #22130ae0
+def _full_name(method, clip):
+    "A method with its preset, also where the preset is that of the CLIP."
+    kind, preset = find_method(method)
+    return kind.name, preset or kind.preset_for(clip)
+
 def choose_lines(
     table:PaperTable,
     methods=None,        # labels or names of methods; all if None
     clip='glyph-clip'    # name of the CLIP
 )->tuple:                # of `Line`
-    "The rows that were asked for."
+    "The rows that were asked for; a method without a preset has the CLIP's."
     lines = table.lines_for(clip)
     if methods is None:
         return lines
-    known = {name for line in lines for name in (line.label, line.method)}
+    chosen = set()
     for name in methods:
-        if name not in known:
+        own = [line.label for line in lines if name in (line.label, line.method)]
+        if not own and name in METHODS:
+            full = _full_name(name, clip)
+            own = [line.label for line in lines if _full_name(line.method, clip) == full]
+        if not own:
             labels = [line.label for line in lines]
             raise ValueError(f'methods: got {name!r}, allowed for {table.name} are '
-                             f'{", ".join(labels)}{did_you_mean(name, labels)}')
-    return tuple(line for line in lines if line.label in methods or line.method in methods)
+                             f'{", ".join(map(shlex.quote, labels))}{did_you_mean(name, labels)}')
+        chosen.update(own)
+    return tuple(line for line in lines if line.label in chosen)
 
 def check_figure4(
     datasets=None,  # names
@@ -380,11 +396,6 @@ def table_rows(
     return rows
 
 # %% ../../nbs/65_paper.ipynb #5de485ea
-def _full_name(method, clip):
-    "A method with its preset, also where the preset is that of the CLIP."
-    kind, preset = find_method(method)
-    return kind.name, preset or kind.preset_for(clip)
-
 def table_on_file(
     name:str,          # of a table whose rows are methods, such as 'table1'
     records:list,      # of its runs, made with whatever weights
@@ -529,6 +540,38 @@ def printed_rows(
         found.append(cells)
     return found
 
+def number_rows(
+    plan:TablePlan,
+    records:list,    # of `TablePlan.labelled`
+    rows:list        # of `table_rows`
+)->list:             # dicts of text for `to_table`
+    "Rows for a program: a number a cell, and words in columns of their own."
+    found = []
+    for row in rows:
+        label, sets = row['line'].label, plan.blocks[row['block']]
+        cells = {'data set': row['block'], 'method': label}
+        for metric in plan.table.columns:
+            name, (mean, half) = NAMES[metric], row[metric]
+            paper = paper_number(plan, row, metric)
+            known = paper is not None and paper.value is not None
+            cells[name] = f'{mean:.2f}'
+            cells[f'{name} half'] = '' if math.isinf(half) else f'{half:.2f}'
+            cells[f'{name} paper'] = f'{paper.value:.2f}' if known else ''
+            cells[f'{name} remark'] = paper.remark if known else ''
+            if plan.real:
+                said = verdict(mean-paper.value, half, margin(metric)) if known else ''
+                cells[f'{name} against paper'] = said
+        found.append(dict(cells, seeds=len(_seeds_of(records, label, sets))))
+    return found
+
+def _seeds_of(records, label, sets):
+    "The seeds that a row has on all data sets of a block."
+    of = {dataset: set() for dataset in sets}
+    for record in records:
+        if record.method == label and record.dataset in of:
+            of[record.dataset].add(record.seed)
+    return sorted(set.intersection(*of.values()))
+
 def _deviation(mean, half, paper, metric):
     "Ours − the paper's, with what can be said of it."
     said = verdict(mean-paper.value, half, margin(metric))
@@ -537,9 +580,10 @@ def _deviation(mean, half, paper, metric):
 # %% ../../nbs/65_paper.ipynb #411655df
 def difference_rows(
     plan:TablePlan,
-    records:list     # of `TablePlan.labelled`
+    records:list,    # of `TablePlan.labelled`
+    counts=False     # also of how many sets and which seeds?
 )->list:             # dicts of text for `to_table`
-    "Every row against the one it is compared with, over the sets of the average."
+    "Every row against the one it is compared with, over the sets of the average that both have."
     own, found = [r for r in records if r.dataset in plan.sets], []
     for line in plan.lines:
         row = {'difference': f'{line.against} − {line.label}'}
@@ -549,8 +593,20 @@ def difference_rows(
                 row[NAMES[metric]] = with_half(*pair, '+')
                 row[f'{NAMES[metric]} is'] = verdict(*pair, margin(metric))
         if len(row) > 1:
-            found.append(row)
+            found.append(row | _shared(own, line.against, line.label) if counts else row)
     return found
+
+def _shared(records, a, b):
+    "How many sets two rows share, and which seeds."
+    of = {a: {}, b: {}}            # row → data set → seeds
+    for record in for_every_seed(records):
+        if record.method in of:
+            of[record.method].setdefault(record.dataset, set()).add(record.seed)
+    both = [seeds & of[b].get(dataset, set()) for dataset,seeds in of[a].items()]
+    both = [seeds for seeds in both if seeds]
+    every = set().union(*both)
+    rest = '' if all(seeds == every for seeds in both) else ', not on every set'
+    return dict(sets=len(both), seeds=f'{listed(sorted(every))}{rest}')
 
 def remarks(
     plan:TablePlan,
@@ -580,7 +636,9 @@ def missing_line(
     lacking = [run for run in plan.runs if run.key not in have]
     if not lacking:
         return ''
-    methods = ', '.join(dict.fromkeys(run.method for run in lacking))
+    of = Counter(run.method for run in plan.runs)
+    counts = Counter(run.method for run in lacking)
+    methods = ', '.join(f'{method} {n} of {of[method]}' for method,n in counts.items())
     return (f'missing: {len(lacking)} of {len(plan.runs)} runs ({methods}); '
             f'{command} makes them')
 
@@ -593,13 +651,24 @@ def show_table(
     "The table as text; as CSV without what is beside it."
     labelled = plan.labelled(records)
     rows = table_rows(plan, labelled)
-    table = to_table(printed_rows(plan, rows), format, left=2)
     if format == 'csv':
-        return table
-    differences = to_table(difference_rows(plan, labelled), format)
-    parts = [table, differences, beside_table('\n'.join(remarks(plan, rows)), format),
-             beside_table(missing_line(plan, records, command), format)]
+        return to_table(number_rows(plan, labelled, rows), format)
+    printed = printed_rows(plan, rows)
+    for row,cells in zip(rows, printed):
+        label = row['line'].label
+        trained = any(record.trained for record in labelled if record.method == label)
+        seeds = _seeds_of(labelled, label, plan.blocks[row['block']])
+        cells['seeds'] = listed(seeds) if trained else 'any'
+    differences = difference_rows(plan, labelled, counts=True)
+    parts = [to_table(printed, format, left=2), to_table(differences, format)]
+    if differences:
+        parts.append(beside_table(_OF_DIFFERENCES, format))
+    for text in (plan.table.note, *remarks(plan, rows), missing_line(plan, records, command)):
+        parts.append(beside_table(text, format))
     return '\n\n'.join(part for part in parts if part)
+
+_OF_DIFFERENCES = ('A difference is over the sets and seeds that both rows have; their number is '
+                   'in its last two columns.')
 
 # %% ../../nbs/65_paper.ipynb #fa19f52f
 def one_run(
@@ -631,9 +700,8 @@ def in_table1(
     lines = {line.label: line for line in plan.lines}
     rows, said = [], []
     for method, other in itertools.product(methods, ('zero-shot', 'adapter')):
-        made = [record for record in runs if record.method == method]
-        sets = set(paired_differences(runs, method, other))     # that both have
-        if method == other or not sets:
+        shared = _shared(runs, method, other)
+        if method == other or not shared['sets']:
             continue
         row = {'points': f'{method} − {other}'}
         for metric in plan.table.columns:
@@ -644,11 +712,10 @@ def in_table1(
                 said.append(f'On {metric} classes `{method}` {verb} zero-shot CLIP.')
             cells = [dict(block='average of 11', line=lines[label]) for label in (method, other)]
             printed = [paper_number(plan, cell, metric) for cell in cells]
-            if sets >= set(plan.sets) and None not in printed:
+            if shared['sets'] == len(plan.sets) and None not in printed:
                 text += f' ({printed[0].value-printed[1].value:+.2f})'
             row[NAMES[metric]] = text
-        row.update(sets=len(sets), seeds=listed(sorted({record.seed for record in made})))
-        rows.append(row)
+        rows.append(row | shared)
     command = f'dra-nb paper table1 --methods {" ".join(methods)} --out {folder}'
     if not rows:
         return f'Not measured yet: `{command}` makes the runs.'
@@ -672,14 +739,14 @@ def draw_figure3(
             if variable == name and row['block'] == rows[0]['block']:
                 points.append((int(value), row))
         x = [value for value,_ in points]
-        for i,metric in enumerate(('base', 'new', 'hm')):
+        for metric,(colour, marker) in METRIC_STYLES.items():
             mean = [row[metric][0] for _,row in points]
             half = [row[metric][1] for _,row in points]
-            ax.plot(x, mean, 'o-', color=f'C{i}', ms=3, label=NAMES[metric])
+            ax.plot(x, mean, f'{marker}-', color=colour, ms=4, label=NAMES[metric])
             low = [m-h for m,h in zip(mean, half) if not math.isinf(h)]
             high = [m+h for m,h in zip(mean, half) if not math.isinf(h)]
             if len(low) == len(x):
-                ax.fill_between(x, low, high, color=f'C{i}', alpha=.2, lw=0)
+                ax.fill_between(x, low, high, color=colour, alpha=.2, lw=0)
         if name == 'r':
             ax.set_xscale('log', base=2)
         ax.set_xticks(x, x)
@@ -855,19 +922,27 @@ def efficiency_table(
         if facts is None:
             continue
         row = dict(method=line.label)
-        ours = {'parameters': f'{facts["parameters"]/1e6:.3f} M', 'epochs': facts['epochs'],
+        ours = {'parameters': f'{facts["parameters"]/1e6:.3f}', 'epochs': facts['epochs'],
                 'train': f'{facts["train"]:.0f}', 'inference': f'{facts["inference"]:.0f}'}
         found = measured(labelled, line.label, sets, plan.table.metrics)
-        ours['hm'] = with_half(*found['hm']) if found else ''
-        names = dict(parameters='parameters', epochs='epochs', train='training images/s',
+        mean, half = found['hm'] if found else (None, math.inf)
+        numbers = format == 'csv'                  # one a cell
+        ours['hm'] = '' if mean is None else f'{mean:.2f}' if numbers else with_half(mean, half)
+        names = dict(parameters='million parameters', epochs='epochs', train='training images/s',
                      inference='inference images/s', hm='HM')
         for key,name in names.items():
             paper = published().get(('table6', line.paper, 'average', key))
-            warning = '!' if paper is not None and paper.remark else ''
+            remark = '' if paper is None else paper.remark
+            mark = '!' if remark and not numbers else ''
             row[name] = ours[key]
-            row[f'{name}, paper'] = '' if paper is None else f'{paper.value:g}{warning}'
-            if warning:
+            row[f'{name} paper' if numbers else f'{name}, paper'] = (
+                '' if paper is None else f'{paper.value:g}{mark}')
+            if numbers:
+                row[f'{name} remark'] = remark
+            if remark:
                 said.append(_remark(f'{line.label}, {name}', f'{paper.value:g}', paper))
+        if numbers:
+            row['HM half'] = '' if math.isinf(half) else f'{half:.2f}'
         rows.append(row)
     times = f'Times on {record["device"]}; the paper\'s on an RTX 4090.'
     parts = [to_table(rows, format), beside_table('\n'.join(said), format),

@@ -186,7 +186,8 @@ def find_wider_record(
             continue
         targets = record.run.get('targets', {})
         if wanted.items() <= targets.items() and dict(run, targets=targets) == record.run:
-            metrics = {name: record.metrics[name] for name in (run['dataset'], *wanted)}
+            tested = run['dataset'], *wanted
+            metrics = {name: v for name,v in record.metrics.items() if name in tested}
             return replace(record, run=run, metrics=metrics)
     return None
 
