@@ -118,18 +118,24 @@ def _check_model_name(args):
     except ValueError as e:
         raise ValueError(f'model: {str(e).removeprefix("name: ")}') from None
 
-def _check_model(args):
-    "Refuse a device that is not there, and a model without weights, before anything is loaded."
-    import open_clip
-    from dra_nb.weights import find_device
-    find_device(args.device)
+def _check_weights(args):
+    "Refuse a model without weights, before anything is loaded."
+    from dra_nb.weights import check_pretrained
     _check_model_name(args)
-    is_ours = args.model == 'glyph-clip'
-    if is_ours and args.pretrained and not os.path.isfile(args.pretrained):
-        raise ValueError(f'pretrained: got {args.pretrained!r}, which is not a file')
-    if args.model in open_clip.list_models() and not args.pretrained:
+    if args.model == 'glyph-clip':
+        if args.pretrained and not os.path.isfile(args.pretrained):
+            raise ValueError(f'pretrained: got {args.pretrained!r}, which is not a file')
+        return
+    if not args.pretrained:
         raise ValueError(f'pretrained: not given, and {args.model} has random weights without; '
                          "give one of open_clip's tags, such as openai, or a weights file")
+    check_pretrained(args.model, args.pretrained)
+
+def _check_model(args):
+    "Refuse a device that is not there, and a model without weights."
+    from dra_nb.weights import find_device
+    find_device(args.device)
+    _check_weights(args)
 
 # %% ../nbs/14_cli.ipynb #fbcc53c5
 def _load_model(args):
@@ -937,6 +943,9 @@ def _check_paper(args):
     from dra_nb.checks import check_choice
     find_table(args.table)
     _check_file(args.save, 'save')
+    if args.save and args.table.startswith('fig') and Path(args.save).suffix.lower() != '.svg':
+        raise ValueError(f'save: got {args.save!r}, allowed for a figure is a name that ends in '
+                         '.svg')
     check_choice('format', args.format, tuple(FORMATS))
     if args.plan and args.done:
         raise ValueError('done: got --plan as well, allowed is one of them')
@@ -945,14 +954,40 @@ def _check_paper(args):
     for name,value in args.card.items():
         if not args.plan:
             raise ValueError(f'{name}: got {value:g} without --plan, which alone uses it')
+    for name in ('workers', 'ray', 'text_chunk'):
+        value = getattr(args, name)
+        if value is not None and (args.plan or args.done):
+            other = '--plan' if args.plan else '--done'
+            raise ValueError(f'{name}: got {value} with {other}, which makes no runs')
     _refuse_file(Path(args.out))
+    if args.done and not Path(args.out).is_dir():
+        raise ValueError(f'out: got {args.out!r}, which is not there; allowed with --done is a '
+                         'folder of results')
     if args.plan and args.save and args.table.startswith('fig'):
         raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '
                          '--plan alone')
-    args.here = args.root is not None or args.model == 'glyph-clip'    # are the data there?
-    if not args.here and not args.plan:
+    if args.root is None and args.model != 'glyph-clip' and not args.plan:
         raise ValueError(f"root: not given; {args.model} is run on the paper's data sets, which "
                          'are in a folder (--root DATA); --plan needs none')
+
+def _public_jobs(args):
+    "The jobs of a plan on public sets that are not all there; None if they are."
+    from dra_nb.bench.plan import jobs_of_public, missing_set
+    if args.root is None and args.model == 'glyph-clip':
+        return None
+    lacking = '' if args.root is None else missing_set(args.table, args.datasets, args.root)
+    if args.root is not None and not lacking:
+        return None
+    _check_weights(args)
+    device = (args.device or 'cuda').partition(':')[0]
+    jobs = jobs_of_public(args.table, args.methods, args.datasets, args.seeds, args.model,
+                          args.pretrained, args.out, device)
+    if lacking:
+        _say(f'{lacking}; the plan has the published sizes')
+    if any(job.done for job in jobs):
+        _say(f'done are runs in {args.out} with these names, settings, seeds and weights; '
+             'their images and precision were not compared')
+    return jobs
 
 # %% ../nbs/14_cli.ipynb #70fe2e3d
 def _paper_command(args):
@@ -1057,9 +1092,9 @@ def _paper_text(args, plan, records):
 # %% ../nbs/14_cli.ipynb #a53c9d63
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."
-    from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, plan_table,
-                                    table_rows)
-    from dra_nb.bench.plan import jobs_of_plan, jobs_of_public, plan_text
+    from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, missing_line,
+                                    plan_table, table_rows)
+    from dra_nb.bench.plan import jobs_of_plan, plan_text
     from dra_nb.bench.results import read_results
     from dra_nb.bench.runs import has_weights
     from dra_nb.figures import save_svg
@@ -1071,12 +1106,13 @@ def _paper(args):
                 tmp.write_text(text+'\n', encoding='utf-8')
 
     _check_paper(args)
-    wanted = args.table, args.methods, args.datasets, args.seeds, args.model
-    if not args.here:
-        show(plan_text(jobs_of_public(*wanted), format=args.format, **args.card))
+    jobs = _public_jobs(args) if args.plan else None
+    if jobs is not None:
+        show(plan_text(jobs, format=args.format, **args.card))
         return
     _check_model(args)
-    plan = plan_table(*wanted, args.pretrained, args.root, args.device)
+    plan = plan_table(args.table, args.methods, args.datasets, args.seeds, args.model,
+                      args.pretrained, args.root, args.device)
     if args.plan:
         show(plan_text(jobs_of_plan(plan, args.out), format=args.format, **args.card))
         return
@@ -1101,11 +1137,17 @@ def _paper(args):
     else:
         show(text)
     if figure is not None:
-        _say(f'figure in {save_svg(figure, args.save or f"{args.table}.svg")}')
+        title = f'{args.table}: {plan.table.title}'
+        about = (f'{args.model}; data sets {", ".join(plan.sets)}; '
+                 f'seeds {", ".join(map(str, plan.seeds))}')
+        _say(f'figure in {save_svg(figure, args.save or f"{args.table}.svg", title, about)}')
     elif args.table == 'fig3':
         _say('no figure: no row is whole, so no file was written')
+    lacking = missing_line(plan, records, _paper_command(args))
     if args.format != 'csv':
         print(f'\n{len(records)} of {len(plan.runs)} runs in {args.out}')
+    elif lacking:
+        _say(lacking)
 
 # %% ../nbs/14_cli.ipynb #219e5285
 def _paper_arguments(parser):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'check_model_name', 'find_device',
-           'load_clip', 'weights_digest']
+           'check_pretrained', 'load_clip', 'weights_digest']
 
 # %% ../nbs/16_weights.ipynb #6298b97f
 import io
@@ -469,6 +469,18 @@ def find_device(
     return torch.device(device)
 
 # %% ../nbs/16_weights.ipynb #76ffa32c
+def check_pretrained(
+    name:str,       # of a model of open_clip
+    pretrained:str  # as for `load_clip`
+):
+    "Refuse weights that are neither a file nor a tag of the model."
+    if pretrained in open_clip.list_pretrained_tags_by_model(name) or Path(pretrained).is_file():
+        return
+    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if _fits(name, tag)]
+    raise ValueError(f'pretrained: got {str(pretrained)!r}, which is neither a file nor a tag '
+                     f'of {name} ({", ".join(tags) or "it has none"})'
+                     f'{did_you_mean(pretrained, tags, repr)}')
+
 def load_clip(
     name:str,              # 'glyph-clip', or a model of open_clip such as 'ViT-B-16-quickgelu'
     pretrained:str=None,   # a tag of open_clip such as 'openai', or a local weights file
@@ -482,19 +494,16 @@ def load_clip(
             raise ValueError(f'pretrained: got {str(path)!r}, which is not a file')
         return _load_glyph_clip(path).to(device).eval()
     check_model_name(name, pretrained)
+    if pretrained:
+        check_pretrained(name, pretrained)
     if not pretrained:
         model = open_clip.create_model(name)
     elif pretrained in open_clip.list_pretrained_tags_by_model(name):
         cfg = open_clip.get_pretrained_cfg(name, pretrained)
         _check_activation(name, bool(cfg.get('quick_gelu')), repr(pretrained), pretrained)
         model = _fetch(name, pretrained)
-    elif Path(pretrained).is_file():
-        model = _from_file(name, Path(pretrained))
     else:
-        tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if _fits(name, tag)]
-        raise ValueError(f'pretrained: got {str(pretrained)!r}, which is neither a file nor a tag '
-                         f'of {name} ({", ".join(tags) or "it has none"})'
-                         f'{did_you_mean(pretrained, tags, repr)}')
+        model = _from_file(name, Path(pretrained))
     preprocess = open_clip.get_model_preprocess_cfg(model)
     tokenizer = open_clip.get_tokenizer(name)
     return _equip(model, name, pretrained, tokenizer, preprocess).to(device).eval()

@@ -1,5 +1,7 @@
 "The paper's tables by one command: a part of Table 1 from end to end, plans, and mistakes."
 import csv
+import statistics
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +9,12 @@ import pytest
 from conftest import save_images, save_tiny_clip
 from miniature import write
 
-from dra_nb.bench.paper import (TABLES, find_table, in_table1, paper_number, plan_table,
-                                table_rows)
+from dra_nb.bench.paper import (TABLES, difference_rows, find_table, in_table1, paper_number,
+                                plan_table, published, table_on_file, table_rows)
 from dra_nb.bench.results import Record, read_results, write_record
 from dra_nb.cli import main
 from dra_nb.data import REAL, glyphs
+from dra_nb.evaluation import harmonic_mean
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')       # miniatures are no whole sets
 
@@ -25,8 +28,10 @@ def part(tmp_path_factory):
     save_tiny_clip(folder/'tiny.safetensors')
     return ['paper', 'table1', '--methods', 'zero-shot', 'dra-recommended', '--datasets',
             'oxford_pets', 'dtd', '--seeds', '1', '--root', str(folder/'DATA'), '--pretrained',
-            str(folder/'tiny.safetensors'), '--device', 'cpu', '--workers', '1', '--out',
-            str(folder/'results')]
+            str(folder/'tiny.safetensors'), '--device', 'cpu', '--out', str(folder/'results')]
+
+
+ALONE = '--workers', '1'
 
 
 def say(capsys, *words):
@@ -44,7 +49,7 @@ def rows(text):
 
 
 def test_part_of_table1(part, capsys):
-    first = say(capsys, *part)
+    first = say(capsys, *part, *ALONE)
     assert '[4/4]' in first and ', 0 s left)' in first and '4 of 4 runs in' in first
     head, body = rows(first)
     assert head[:5] == ['data set', 'method', 'base', 'base, paper', 'base − paper']
@@ -59,13 +64,13 @@ def test_part_of_table1(part, capsys):
     base = records['dra-recommended', 'oxford_pets'].metrics['base']
     assert body[3][2].strip('*') == f'{base:.2f}'
     before = {path: path.stat().st_mtime_ns for path in results.glob('*.json')}
-    again = say(capsys, *part)
+    again = say(capsys, *part, *ALONE)
     assert rows(again) == rows(first) and '[' not in again.partition('| data set')[0]
     assert {path: path.stat().st_mtime_ns for path in results.glob('*.json')} == before
 
 
 def test_what_lacks_is_said(part, capsys, tmp_path):
-    say(capsys, *part)
+    say(capsys, *part, *ALONE)
     kept = tmp_path/'some'
     kept.mkdir()
     for path in Path(part[-1]).glob('*.json'):
@@ -75,7 +80,8 @@ def test_what_lacks_is_said(part, capsys, tmp_path):
     text = say(capsys, *words, '--done')
     assert [row[:2] for row in rows(text)[1]][-1] == ['dtd', 'zero-shot']
     line = next(line for line in text.splitlines() if line.startswith('missing'))
-    assert line.startswith('missing: 1 of 4 runs (dra-recommended); dra-nb paper table1 --methods')
+    start = 'missing: 1 of 4 runs (dra-recommended 1 of 2); dra-nb paper table1 --methods'
+    assert line.startswith(start)
     assert len(list(kept.glob('*.json'))) == 3
     plan = say(capsys, *words, '--plan')
     total = next(line for line in plan.splitlines() if line.startswith('| all'))
@@ -84,12 +90,23 @@ def test_what_lacks_is_said(part, capsys, tmp_path):
 
 
 def test_table_as_csv(part, capsys, tmp_path):
-    say(capsys, *part)
+    "A number a cell; what lacks is said beside it."
+    say(capsys, *part, *ALONE)
     file = tmp_path/'table.csv'
     text = say(capsys, *part, '--done', '--format', 'csv', '--save', str(file))
     read = list(csv.DictReader(file.read_text().splitlines()))
     assert len(read) == 6 and read[0]['data set'] == 'average of 2' and '**' not in text
     assert text.strip() == file.read_text().strip()
+    words = {'data set', 'method', 'base remark', 'new remark', 'HM remark', 'base against paper',
+             'new against paper', 'HM against paper'}
+    for row in read:
+        assert words < row.keys()
+        assert all(not cell or float(cell) >= 0 for name, cell in row.items() if name not in words)
+    assert read[0]['seeds'] == '1' and read[0]['base half'] == ''
+    assert main([*part, '--datasets', 'dtd', 'oxford_pets', '--seeds', '2', '--done', '--format',
+                 'csv']) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == '' and said.err.startswith('dra-nb: missing: 4 of 4 runs (')
 
 
 def test_plan_without_the_data(capsys):
@@ -104,6 +121,95 @@ def test_plan_without_the_data(capsys):
     hours = [float(next(line for line in t.splitlines() if line.startswith('| all')).split('|')[6])
              for t in (text, twice)]
     assert hours[1] == pytest.approx(2*hours[0], rel=.02)
+
+
+def test_a_difference_says_its_sets_and_seeds(capsys, tmp_path):
+    "A row with fewer runs is compared over fewer; pages get the columns they had."
+    plan = plan_table('table1', ['cocoop', 'dra'], ['food', 'tools'], [1, 2], device='cpu')
+    records = []
+    for run in plan.runs:
+        if run.method == 'dra-recommended' or (run.dataset, run.seed) == ('food', 1):
+            record = Record(run.facts(), dict(base=60., new=50., hm=54.5), {}, {}, {}, {}, 'cpu')
+            write_record(tmp_path, record)
+            records.append(record)
+    words = ('paper', 'table1', '--methods', 'cocoop', 'dra', '--datasets', 'food', 'tools',
+             '--seeds', '1', '2', '--done', '--device', 'cpu', '--out', str(tmp_path))
+    text = say(capsys, *words)
+    head, body = rows(text)
+    assert head[-1] == 'seeds' and [row[-1] for row in body] == ['1 and 2', '1', '1 and 2', '1 and 2']
+    line = next(line for line in text.splitlines() if line.startswith('| dra-recommended − cocoop'))
+    assert [cell.strip() for cell in line.split('|')[-3:-1]] == ['1', '1']
+    assert 'A difference is over the sets and seeds that both rows have' in text
+    assert 'missing: 3 of 8 runs (cocoop 3 of 4)' in text
+    assert not {'sets', 'seeds'} & difference_rows(plan, plan.labelled(records))[0].keys()
+
+
+def test_table4_says_what_it_is_without_ranking(capsys, tmp_path):
+    assert 'the order of the channels is fixed' in say(
+        capsys, 'paper', 'table4', '--done', '--out', str(tmp_path))
+
+
+def test_a_run_with_more_targets_will_do(capsys, tmp_path):
+    plan = plan_table('table2', ['coop'], seeds=[1], device='cpu')
+    run, = plan.runs
+    accuracies = {name: 50. for name in ('general', *run.targets)}
+    write_record(tmp_path, Record(run.facts(), accuracies, {}, {}, {}, {}, 'cpu'))
+    text = say(capsys, 'paper', 'table2', '--done', '--methods', 'coop', '--datasets', 'food',
+               '--seeds', '1', '--device', 'cpu', '--out', str(tmp_path))
+    assert [row[0] for row in rows(text)[1]] == ['general', 'food'] and '1 of 1 runs in' in text
+
+
+def test_printed_numbers_that_contradict_have_a_remark():
+    "HM from base and new, and averages from their rows, as far as rounding allows."
+    off, tables = .005+1e-9, defaultdict(dict)
+    for (table, line, dataset, metric), number in published().items():
+        if table != 'table6' and number.value is not None:
+            tables[table, line][dataset, metric] = number
+    for (table, line), found in tables.items():
+        for (dataset, metric), number in found.items():
+            if metric == 'hm':
+                base, new = (found[dataset, name].value for name in ('base', 'new'))
+                low, high = harmonic_mean(base-off, new-off), harmonic_mean(base+off, new+off)
+                fits = low-off <= number.value <= high+off
+                assert fits == (not number.remark), (table, line, dataset)
+            elif dataset == 'average':
+                of = [n.value for (name, kind), n in found.items()
+                      if kind == metric and name not in ('average', find_source(table))]
+                if of and line != 'dra':               # not all rows of DRA are printed
+                    fits = abs(statistics.mean(of)-number.value) <= 2*off
+                    assert fits == (not number.remark), (table, line, metric)
+
+
+def find_source(table):
+    "The set that Tables 2 and 3 train on, which is no part of their averages."
+    return 'imagenet' if table in ('table2', 'table3') else None
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_plan_of_a_root_without_the_sets(there, capsys, tmp_path):
+    "Published sizes will do."
+    root = tmp_path/'DATA'
+    if there:
+        root.mkdir()
+    words = ('paper', 'table1', '--plan', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai',
+             '--methods', 'dra', 'coop')
+    assert main([*words, '--root', str(root)]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith('dra-nb: imagenet: no folder ') and said.err.count('\n') == 1
+    assert said.err.endswith('; the plan has the published sizes\n')
+    assert said.out == say(capsys, *words) and 'Hours are of products only' in said.out
+
+
+def test_svg_has_a_title(capsys, tmp_path):
+    plan = plan_table('fig3', datasets=['food'], seeds=[1], device='cpu')
+    for run in plan.runs:
+        write_record(tmp_path, Record(run.facts(), dict(base=60., new=50., hm=54.5), {}, {}, {}, {},
+                                      'cpu'))
+    file = tmp_path/'x.svg'
+    say(capsys, 'paper', 'fig3', '--done', '--datasets', 'food', '--seeds', '1', '--device', 'cpu',
+        '--out', str(tmp_path), '--save', str(file))
+    start = file.read_text()[:2000]
+    assert '<title>fig3: Width r and first block h</title><desc>glyph-clip; data sets food' in start
 
 
 ROWS = ', '.join(line.label for line in find_table('table1').lines_for('glyph-clip'))
@@ -127,6 +233,20 @@ SETS = f'{", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REA
     (['table1', '--plan', '--datasets', 'food', '--tflops', '0'],
      'tflops: got 0.0, allowed finite numbers above 0'),
     (['table1', '--tflops', '5'], 'tflops: got 5 without --plan, which alone uses it'),
+    (['table4', '--methods', 'x'], "methods: got 'x', allowed for table4 are 'text only', "
+     "'image only', neither, 'channel ranking', regularizer, both, baseline, 'likely, text only', "
+     "'likely, image only', 'likely, neither', 'likely, channel ranking', 'likely, regularizer', "
+     "'likely, both', 'likely, baseline'"),
+    (['table1', '--plan', '--model', 'ViT-B-16-quickgelu'], 'pretrained: not given, and '
+     'ViT-B-16-quickgelu has random weights without; give one of open_clip\'s tags, such as '
+     'openai, or a weights file'),
+    (['table1', '--plan', '--workers', '2'],
+     'workers: got 2 with --plan, which makes no runs'),
+    (['table1', '--done', '--ray', 'here'], 'ray: got here with --done, which makes no runs'),
+    (['table1', '--done', '--out', 'nowhere'], "out: got 'nowhere', which is not there; allowed "
+     'with --done is a folder of results'),
+    (['fig3', '--save', 'x.png'],
+     "save: got 'x.png', allowed for a figure is a name that ends in .svg"),
     (['table1', '--plan', '--done'], 'done: got --plan as well, allowed is one of them'),
     (['table1', '--done', '--out', __file__], f'out: got {__file__!r}, which is no folder; allowed '
      'is a folder, or a new name'),
@@ -176,6 +296,7 @@ def test_repeated_seeds_count_once(capsys):
 
 def test_the_command_has_what_differs_from_its_own_default(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path/'glyph-clip').mkdir()
     text = say(capsys, 'paper', 'table1', '--done', '--methods', 'coop', '--datasets', 'food',
                '--seeds', '1', '--out', 'glyph-clip')
     assert 'dra-nb paper table1 --methods coop --datasets food --seeds 1 --out glyph-clip' in text
@@ -201,6 +322,26 @@ def test_gains_in_table1_of_what_is_there(tmp_path):
     assert cells[1] == ['coop − adapter', '+0.00', '+10.00', '+0.00', '1', '1']
     add('zero-shot', 'food', 55.)
     assert in_table1('coop', folder=tmp_path).startswith('**On base classes `coop` ')
+
+
+def test_weights_of_a_plan_that_are_none(capsys):
+    words = ['paper', 'table1', '--plan', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'none']
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("dra-nb: pretrained: got 'none', which is neither a file nor a tag ")
+    assert said.err.count('\n') == 1 and said.out == ''
+
+
+def test_other_settings_are_no_row_of_table1(tmp_path):
+    "A folder may have runs of Table 4 beside those of Table 1."
+    plan = plan_table('table4', ['regularizer', 'both'], ['food'], [1], device='cpu')
+    records = []
+    for label, run in plan.pairs:
+        new = 50. if label == 'both' else 90.
+        records.append(Record(run.facts(), dict(base=60., new=new, hm=0.), {}, {}, {}, {}, 'cpu'))
+    for found in (records, records[::-1]):
+        _, runs = table_on_file('table1', found)
+        assert [run.metrics['new'] for run in runs] == [50.]
 
 
 def test_an_empty_root(part, capsys, tmp_path):

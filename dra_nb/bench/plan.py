@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STAND_IN', 'Passes', 'Cost', 'passes', 'prompt_length', 'count_cost', 'stored_costs', 'cost_of', 'Size', 'size_of',
-           'published_size', 'Work', 'work_of', 'Job', 'works_of', 'jobs_of_plan', 'jobs_of_public', 'plan_text',
-           'Pace', 'time_text']
+           'published_size', 'Work', 'work_of', 'Job', 'works_of', 'median_seconds', 'jobs_of_plan', 'missing_set',
+           'jobs_of_public', 'plan_text', 'Pace', 'time_text']
 
 # %% ../../nbs/66_plan.ipynb #c4fcc41b
 import csv
 import math
+import statistics
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -19,19 +20,19 @@ from typing import NamedTuple
 import open_clip
 import torch
 
-from .paper import (TablePlan, check_figure4, choose_lines, find_table,
-                                plan_table, read_table)
+from .paper import TablePlan, check_figure4, choose_lines, find_table
 from .protocols import find_protocol
-from .runs import find_dataset, find_run, find_target, settings_of
+from .results import read_results
+from .runs import find_dataset, find_run, find_target, settings_of, stored_settings
 from .speed import count_flops, counting_saved_bytes, speed_dataset
 from .tables import beside_table, to_table
 from ..checks import check_number
 from ..clip import image_tower, text_tower
-from ..data.public import PUBLIC_SETS
+from ..data.public import PUBLIC_SETS, find_set
 from ..methods import find_method
 from ..prompts import make_prompts
 from ..training import fit
-from ..weights import load_clip
+from ..weights import load_clip, weights_digest
 
 # %% ../../nbs/66_plan.ipynb #f344bd81
 class Passes(NamedTuple):
@@ -299,6 +300,7 @@ class Job(NamedTuple):
     runs:int
     done:int   # of these
     work:Work  # of one
+    seconds:float=None  # of one, as such runs took; None if there are none
 
 def works_of(
     runs:list  # of `Run`, of one protocol and shots
@@ -314,42 +316,94 @@ def works_of(
             works[kind] = work_of(run.method, sizes[run.dataset], recipe, run.clip)
     return [works[run.method, run.dataset] for run in runs]
 
+def median_seconds(
+    records:list,  # of a folder
+    protocol:str,
+    method:str,
+    dataset:str,
+    clip:str,
+    device:str     # kind of device
+)->float:          # None if there are no such runs
+    "Seconds of a run as those on file took; of the same data set if it is among them."
+    wanted = dict(protocol=protocol, method=method, clip=clip, device=device)
+    alike = [r for r in records if wanted.items() <= {k: r.run.get(k) for k in wanted}.items()]
+    own = [r for r in alike if r.dataset == dataset] or alike
+    return statistics.median(sum(r.seconds.values()) for r in own) if own else None
+
+def _records(folder):
+    "Records of a folder; what is none is not told, since nothing is made."
+    return read_results(folder, lambda line: None)
+
 def jobs_of_plan(
     plan:TablePlan,
     folder           # of results
 )->list:             # of `Job`
     "The jobs of a plan, each run once."
-    labels = {}
+    labels, records = {}, _records(folder)
     for label,run in plan.pairs:
         labels.setdefault(run, label)
     groups = {}
     for run,work in zip(labels, works_of(list(labels))):
-        group = labels[run], run.method, run.dataset, work
+        seconds = median_seconds(records, run.protocol, run.method, run.dataset, run.clip,
+                                 run.device)
+        group = labels[run], run.method, run.dataset, work, seconds
         done = find_run(folder, run) is not None
         groups.setdefault(group, []).append(done)
     found = []
-    for (label, method, dataset, work),done in groups.items():
-        found.append(Job(label, method, dataset, len(done), sum(done), work))
+    for (label, method, dataset, work, seconds),done in groups.items():
+        found.append(Job(label, method, dataset, len(done), sum(done), work, seconds))
     return found
+
+def _public_sets(table, datasets):
+    "(sources, targets): public sets of a table, or of a part of it."
+    sources, _ = table.sets_for(True)
+    targets = find_protocol(table.protocol).targets_of(sources[0])
+    if table.kind:
+        return sources, tuple(datasets or targets)
+    sources = tuple(datasets or sources)
+    return sources[:1] if table.name == 'fig4' else sources, targets
+
+def missing_set(
+    name:str,  # of a table
+    datasets,  # as for `plan_table`
+    root       # folder of the public data sets
+)->str:        # '' if there is none, or if not all sets are public
+    "What the first set is that a table on public sets needs and a folder lacks."
+    names = [name for part in _public_sets(find_table(name), datasets) for name in part]
+    if not set(names) <= PUBLIC_SETS.keys():
+        return ''
+    for dataset in names:
+        try:
+            find_set(dataset, root)
+        except ValueError as e:
+            return str(e)
+    return ''
+
+def _seeds_done(records, wanted, targets):
+    "Seeds of the records that agree with the facts of a run, whatever their images and precision."
+    seeds = set()
+    for record in records:
+        facts = {name: record.run.get(name) for name in wanted}
+        facts['train'] = dict(facts['train'], amp=wanted['train']['amp'])
+        if facts == wanted and set(targets) <= record.run.get('targets', {}).keys():
+            seeds.add(record.seed)
+    return seeds
 
 def jobs_of_public(
     name:str,       # of a table
     methods=None,   # as for `plan_table`
     datasets=None,  # as for `plan_table`
     seeds=None,     # as for `plan_table`
-    clip='ViT-B-16-quickgelu' # name of a CLIP
+    clip='ViT-B-16-quickgelu', # name of a CLIP
+    pretrained=None, # its weights, see `load_clip`
+    folder=None,    # of results; nothing is done if None
+    device='cuda'   # kind of device
 )->list:            # of `Job`
     "The jobs of a table on public sets that need not be there."
     table = find_table(name)
-    sources, shown = table.sets_for(True)
-    targets = find_protocol(table.protocol).targets_of(sources[0])
-    if table.kind:
-        targets = tuple(datasets or targets)
-    else:
-        sources = tuple(datasets or sources)
     if name == 'fig4':
         check_figure4(datasets, seeds)
-        sources = sources[:1]
+    sources, targets = _public_sets(table, datasets)
     for dataset in (*sources, *targets):
         if dataset not in PUBLIC_SETS:
             raise ValueError(f'datasets: got {dataset!r}, allowed are {", ".join(PUBLIC_SETS)}')
@@ -357,7 +411,9 @@ def jobs_of_public(
         if not PUBLIC_SETS[dataset].counts.train:
             raise ValueError(f'datasets: got {dataset!r}, which has no images to train on, '
                              'allowed are sets that have some')
-    seeds = set(seeds or table.seeds)
+    seeds = tuple(dict.fromkeys(seeds or table.seeds))
+    records = [] if folder is None else _records(folder)
+    weights = weights_digest(clip, pretrained)
     found = []
     seen = set()
     for line in choose_lines(table, methods, clip):
@@ -369,8 +425,15 @@ def jobs_of_public(
                 seen.add(facts)
                 size = published_size(table.protocol, dataset, targets)
                 work = work_of(line.method, size, recipe, clip)
-                found.append(Job(line.label, line.method, dataset,
-                                 len(seeds) if recipe.epochs else 1, 0, work))
+                own, train = stored_settings(config, recipe)
+                wanted = dict(protocol=table.protocol, method=line.method, dataset=dataset,
+                              clip=clip, weights=weights, shots=16, config=own, train=train)
+                runs = seeds if recipe.epochs else seeds[:1]
+                done = _seeds_done(records, wanted, targets) & set(runs)
+                seconds = median_seconds(records, table.protocol, line.method, dataset, clip,
+                                         device)
+                found.append(Job(line.label, line.method, dataset, len(runs), len(done), work,
+                                 seconds))
     return found
 
 def _amount(value, format):
@@ -381,35 +444,51 @@ def _amount(value, format):
         return '< 0.01'
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
+def _measured_hours(jobs):
+    "Hours of the runs to make, as those on file took; None if a job has none on file."
+    left = [(job.runs-job.done, job.seconds) for job in jobs if job.runs > job.done]
+    if any(seconds is None for _,seconds in left):
+        return None
+    return sum(n*seconds for n,seconds in left)/3600
+
 def plan_text(
     jobs:list,        # of `Job`
     tflops=400.,      # of the card, a second
     share=.2,         # of it that is reached
     format='markdown' # as for `to_table`
 )->str:
-    "What a table takes, method by method and in all."
+    "What a table takes, row by row and in all."
     check_number('tflops', tflops, above=0)
     check_number('share', share, above=0, most=1)
     rate = tflops*1e12*share       # FLOPs a second
     rows = []
-    by_method = {}
+    by_label = {}
     for job in jobs:
-        by_method.setdefault(job.method, []).append(job)
-    for method,own in [*by_method.items(), ('all', jobs)]:
+        by_label.setdefault(job.label, []).append(job)
+    measured = any(job.seconds is not None for job in jobs)
+    for label,own in [*by_label.items(), ('all', jobs)]:
         left = [(job.runs-job.done, job.work) for job in own]
         steps = sum(n*work.steps for n,work in left)
         flops = sum(n*(work.train+work.test) for n,work in left)
-        rows.append({'method': method, 'runs': sum(job.runs for job in own),
-                     'done': sum(job.done for job in own),
-                     'steps to make': str(steps) if format == 'csv' else f'{steps:,}',
-                     'PFLOP': _amount(flops/1e15, format),
-                     'hours': _amount(flops/rate/3600, format),
-                     'GiB at most': f'{max(job.work.memory for job in own)/2**30:.1f}'})
+        row = {'method': label, 'runs': sum(job.runs for job in own),
+               'done': sum(job.done for job in own),
+               'steps to make': str(steps) if format == 'csv' else f'{steps:,}',
+               'PFLOP': _amount(flops/1e15, format),
+               'hours': _amount(flops/rate/3600, format)}
+        if measured:
+            hours = _measured_hours(own)
+            row['hours, as measured'] = '' if hours is None else _amount(hours, format)
+        row['GiB at most'] = f'{max(job.work.memory for job in own)/2**30:.1f}'
+        rows.append(row)
     hard = max(jobs, key=lambda job: job.work.memory)
     said = (f'Hours: {tflops:g} TFLOP/s, of which {share:.0%} are '
             f'reached. The most memory takes {hard.label} on {hard.dataset}.\nFLOPs: passes of '
             'the frozen towers, counted, times the passes a method makes, counted on glyph-clip '
-            'with the settings of its preset.')
+            'with the settings of its preset.\nHours are of products only. Starting its operations '
+            'costs a step some milliseconds more, which is most of it with small batches.')
+    if measured:
+        said += ('\nHours, as measured: the median seconds of runs on file with the same method, '
+                 'CLIP and kind of device, one run after the other.')
     return '\n\n'.join(filter(None, (to_table(rows, format), beside_table(said, format))))
 
 # %% ../../nbs/66_plan.ipynb #9b6da2a8
