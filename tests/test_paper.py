@@ -136,8 +136,10 @@ def test_a_difference_says_its_sets_and_seeds(capsys, tmp_path):
              '--seeds', '1', '2', '--done', '--device', 'cpu', '--out', str(tmp_path))
     text = say(capsys, *words)
     head, body = rows(text)
-    assert head[-1] == 'seeds' and [row[-1] for row in body] == ['1 and 2', '1', '1 and 2', '1 and 2']
-    line = next(line for line in text.splitlines() if line.startswith('| dra-recommended − cocoop'))
+    assert head[-1] == 'seeds'
+    assert [row[-1] for row in body] == ['1 and 2', '1', '1 and 2', '1 and 2']
+    start = '| dra-recommended − cocoop'
+    line = next(line for line in text.splitlines() if line.startswith(start))
     assert [cell.strip() for cell in line.split('|')[-3:-1]] == ['1', '1']
     assert 'A difference is over the sets and seeds that both rows have' in text
     assert 'missing: 3 of 8 runs (cocoop 3 of 4)' in text

@@ -667,8 +667,8 @@ def show_table(
         parts.append(beside_table(text, format))
     return '\n\n'.join(part for part in parts if part)
 
-_OF_DIFFERENCES = ('A difference is over the sets and seeds that both rows have, which its last two '
-                   'columns give.')
+_OF_DIFFERENCES = ('A difference is over the sets and seeds that both rows have, which its last '
+                   'two columns give.')
 
 # %% ../../nbs/65_paper.ipynb #fa19f52f
 def one_run(

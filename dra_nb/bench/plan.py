@@ -325,8 +325,12 @@ def median_seconds(
     device:str     # kind of device
 )->float:          # None if there are no such runs
     "Seconds of a run as those on file took; of the same data set if it is among them."
-    wanted = dict(protocol=protocol, method=method, clip=clip, device=device)
-    alike = [r for r in records if wanted.items() <= {k: r.run.get(k) for k in wanted}.items()]
+    wanted = protocol, method, clip, device
+    alike = []
+    for record in records:
+        facts = record.run.get('clip'), record.run.get('device')
+        if (record.protocol, record.method, *facts) == wanted:
+            alike.append(record)
     own = [r for r in alike if r.dataset == dataset] or alike
     return statistics.median(sum(r.seconds.values()) for r in own) if own else None
 
