@@ -927,7 +927,9 @@ def efficiency_table(
         found = measured(labelled, line.label, sets, plan.table.metrics)
         mean, half = found['hm'] if found else (None, math.inf)
         numbers = format == 'csv'                  # one a cell
-        ours['hm'] = '' if mean is None else f'{mean:.2f}' if numbers else with_half(mean, half)
+        ours['hm'] = ''
+        if mean is not None:
+            ours['hm'] = f'{mean:.2f}' if numbers else with_half(mean, half)
         names = dict(parameters='million parameters', epochs='epochs', train='training images/s',
                      inference='inference images/s', hm='HM')
         for key,name in names.items():
