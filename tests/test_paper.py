@@ -98,11 +98,12 @@ def test_table_as_csv(part, capsys, tmp_path):
     assert len(read) == 6 and read[0]['data set'] == 'average of 2' and '**' not in text
     assert text.strip() == file.read_text().strip()
     words = {'data set', 'method', 'base remark', 'new remark', 'HM remark', 'base against paper',
-             'new against paper', 'HM against paper'}
+             'new against paper', 'HM against paper', 'which seeds'}
     for row in read:
         assert words < row.keys()
         assert all(not cell or float(cell) >= 0 for name, cell in row.items() if name not in words)
-    assert read[0]['seeds'] == '1' and read[0]['base half'] == ''
+    made = {(row['seeds'], row['which seeds']) for row in read}
+    assert made == {('', 'any'), ('1', '1')} and read[0]['base half'] == ''
     assert main([*part, '--datasets', 'dtd', 'oxford_pets', '--seeds', '2', '--done', '--format',
                  'csv']) == 0
     said = capsys.readouterr()

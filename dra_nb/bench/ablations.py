@@ -6,6 +6,7 @@
 __all__ = ['PARTS', 'Finding', 'printed_difference', 'difference', 'side_by_side', 'count_verdicts', 'not_measured']
 
 # %% ../../nbs/34_ablations.ipynb #bca903c3
+import math
 from typing import NamedTuple
 
 from .paper import (NAMES, TablePlan, in_points, margin, measured, paper_number,
@@ -75,10 +76,11 @@ def side_by_side(
     block, sets = next(iter(plan.blocks.items()))
     ours = {line.label: measured(records, line.label, sets, plan.table.metrics)
             for line in plan.lines}
-    best = {}
+    best = {}                           # of the rows with an interval, if there are any
     for metric in plan.table.columns:
-        means = [found[metric][0] for found in ours.values() if found]
-        best[metric] = max(means, default=None)
+        numbers = [found[metric] for found in ours.values() if found]
+        several = [pair for pair in numbers if not math.isinf(pair[1])]
+        best[metric] = max(several or numbers, default=None)
     rows = []
     for line in plan.lines:
         found = ours[line.label]
@@ -86,7 +88,7 @@ def side_by_side(
         for metric in plan.table.columns:
             paper = paper_number(plan, dict(block=block, line=line), metric)
             own = with_half(*found[metric]) if found else '–'
-            if found and found[metric][0] == best[metric]:
+            if found and found[metric] == best[metric]:
                 own = f'**{own}**'
             row[f'{NAMES[metric]} (paper)'] = own if paper is None else f'{own} ({paper.value:.2f})'
         for metric in ('new', 'hm'):

@@ -385,15 +385,25 @@ def measured(
 def table_rows(
     plan:TablePlan,
     records:list     # of `TablePlan.labelled`
-)->list:             # rows (dicts): block, line, and (mean, half) of every column
-    "All rows whose runs are there, block by block."
+)->list:             # rows (dicts): block, line, seeds, and (mean, half) of every column
+    "All rows whose runs are there, block by block; `seeds` is empty where nothing is trained."
     rows = []
     for block,sets in plan.blocks.items():
         for line in plan.lines:
             found = measured(records, line.label, sets, plan.table.metrics)
             if found:
-                rows.append(dict(block=block, line=line, **found))
+                trained = any(r.trained for r in records if r.method == line.label)
+                seeds = _seeds_of(records, line.label, sets) if trained else []
+                rows.append(dict(block=block, line=line, seeds=seeds, **found))
     return rows
+
+def _seeds_of(records, label, sets):
+    "The seeds that a row has on all data sets of a block."
+    of = {dataset: set() for dataset in sets}
+    for record in records:
+        if record.method == label and record.dataset in of:
+            of[record.dataset].add(record.seed)
+    return sorted(set.intersection(*of.values()))
 
 # %% ../../nbs/65_paper.ipynb #5de485ea
 def table_on_file(
@@ -503,16 +513,18 @@ def best_rows(
     rows:list,  # of `table_rows`
     metric:str
 )->set:         # (block, label); none in blocks of one row
-    "The best of every block, those below the line left out."
+    "The best of every block among rows with the most seeds; those below the line are left out."
     blocks = {}
     for row in rows:
         if not row['line'].below:
             blocks.setdefault(row['block'], []).append(row)
     found = set()
     for block,own in blocks.items():
-        best = max(row[metric][0] for row in own)
+        most = max(len(row['seeds']) for row in own)
+        compared = [row for row in own if len(row['seeds']) in (0, most)]
+        best = max(row[metric][0] for row in compared)
         if len(own) > 1:
-            found.update((block, r['line'].label) for r in own if r[metric][0] == best)
+            found.update((block, r['line'].label) for r in compared if r[metric][0] == best)
     return found
 
 def printed_rows(
@@ -542,14 +554,12 @@ def printed_rows(
 
 def number_rows(
     plan:TablePlan,
-    records:list,    # of `TablePlan.labelled`
     rows:list        # of `table_rows`
 )->list:             # dicts of text for `to_table`
     "Rows for a program: a number a cell, and words in columns of their own."
     found = []
     for row in rows:
-        label, sets = row['line'].label, plan.blocks[row['block']]
-        cells = {'data set': row['block'], 'method': label}
+        cells = {'data set': row['block'], 'method': row['line'].label}
         for metric in plan.table.columns:
             name, (mean, half) = NAMES[metric], row[metric]
             paper = paper_number(plan, row, metric)
@@ -561,16 +571,9 @@ def number_rows(
             if plan.real:
                 said = verdict(mean-paper.value, half, margin(metric)) if known else ''
                 cells[f'{name} against paper'] = said
-        found.append(dict(cells, seeds=len(_seeds_of(records, label, sets))))
+        which = ' '.join(map(str, row['seeds'])) or 'any'
+        found.append({**cells, 'seeds': len(row['seeds']) or '', 'which seeds': which})
     return found
-
-def _seeds_of(records, label, sets):
-    "The seeds that a row has on all data sets of a block."
-    of = {dataset: set() for dataset in sets}
-    for record in records:
-        if record.method == label and record.dataset in of:
-            of[record.dataset].add(record.seed)
-    return sorted(set.intersection(*of.values()))
 
 def _deviation(mean, half, paper, metric):
     "Ours − the paper's, with what can be said of it."
@@ -652,23 +655,24 @@ def show_table(
     labelled = plan.labelled(records)
     rows = table_rows(plan, labelled)
     if format == 'csv':
-        return to_table(number_rows(plan, labelled, rows), format)
+        return to_table(number_rows(plan, rows), format)
     printed = printed_rows(plan, rows)
     for row,cells in zip(rows, printed):
-        label = row['line'].label
-        trained = any(record.trained for record in labelled if record.method == label)
-        seeds = _seeds_of(labelled, label, plan.blocks[row['block']])
-        cells['seeds'] = listed(seeds) if trained else 'any'
+        cells['seeds'] = listed(row['seeds']) or 'any'
     differences = difference_rows(plan, labelled, counts=True)
-    parts = [to_table(printed, format, left=2), to_table(differences, format)]
+    parts = [to_table(printed, format, left=2)]
+    if rows:
+        parts.append(beside_table(_OF_ROWS, format))
+    parts.append(to_table(differences, format))
     if differences:
         parts.append(beside_table(_OF_DIFFERENCES, format))
     for text in (plan.table.note, *remarks(plan, rows), missing_line(plan, records, command)):
         parts.append(beside_table(text, format))
     return '\n\n'.join(part for part in parts if part)
 
+_OF_ROWS = '± is half of the 95 % interval over seeds. The best mean of the most seeds is bold.'
 _OF_DIFFERENCES = ('A difference is over the sets and seeds that both rows have, which its last '
-                   'two columns give.')
+                   'two columns give; ± is half of the 95 % interval over sets.')
 
 # %% ../../nbs/65_paper.ipynb #fa19f52f
 def one_run(

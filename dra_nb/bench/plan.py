@@ -479,6 +479,8 @@ def plan_text(
                'steps to make': str(steps) if format == 'csv' else f'{steps:,}',
                'PFLOP': _amount(flops/1e15, format),
                'hours': _amount(flops/rate/3600, format)}
+        if format == 'csv':                  # which has no lines beside it
+            row['TFLOP/s reached'] = f'{rate/1e12:g}'
         if measured:
             hours = _measured_hours(own)
             row['hours, as measured'] = '' if hours is None else _amount(hours, format)
