@@ -231,6 +231,21 @@ def test_saved_weights_on_a_fresh_clip(name, shots, images, tmp_path):
 
 
 @pytest.mark.parametrize('name', LEARNING)
+def test_saved_without_facts_the_classes_stay_known(name, shots, images, tmp_path):
+    "A method that was loaded knows the classes that it knew, and scores others as before."
+    method = built(name)
+    short_training(method, shots, name)
+    method.save(tmp_path)
+    loaded = load_method(tmp_path, tiny_open_clip())
+    assert (loaded.trained_on, loaded.trained_set) == (NAMES, 'toy')
+    for names in NAMES, OTHERS, NAMES[::-1]:
+        seen = method.knows(names)
+        assert seen == (names == NAMES) and loaded.knows(names) == seen
+        assert torch.equal(logits(loaded, images, names, loaded.knows(names)),
+                           logits(method, images, names, seen))
+
+
+@pytest.mark.parametrize('name', LEARNING)
 def test_what_does_not_fit_leaves_the_clip_alone(name, tmp_path, shots):
     method = built(name)
     if name in (*BY_SHOTS, *SHOTS_ONLY):

@@ -468,10 +468,12 @@ def save_method(
     folder,          # made if missing
     facts:dict=None  # more to remember: class names, template, …
 )->Path:             # the folder
-    "Save what was learned, with settings and facts."
+    "Save what was learned, with settings, the classes it was trained on, and facts."
     folder = Path(folder)
     config = asdict(method.config) if method.config is not None else None
-    facts = dict(method=method.name, config=config, **(facts or {}))
+    known = dict(classnames=method.trained_on, dataset=method.trained_set)
+    known = {name: value for name,value in known.items() if value is not None}
+    facts = dict(method=method.name, config=config, **{**known, **(facts or {})})
     facts = json.loads(json.dumps(facts))           # as it will be read back: tuples are lists
     write_tensors(folder/WEIGHTS, method.state(), dict(dra_nb=facts))
     write_json(folder/'run.json', facts)
