@@ -224,9 +224,11 @@ def check_weights(
 def write_tensors(
     path,          # the safetensors file
     tensors:dict,  # name → tensor
-    metadata:dict  # name → anything JSON knows
+    metadata:dict, # name → anything JSON knows
+    others=()      # names that may hold whole numbers
 ):
-    "Write tensors and facts about them into one file, atomically."
+    "Write tensors and facts about them into one file, atomically; only what can be read back."
+    check_weights(tensors, path, others)
     tensors = {k: t.detach().cpu().contiguous() for k,t in tensors.items()}
     facts = {k: json.dumps(v, allow_nan=False) for k,v in metadata.items()}
     with write_atomically(path) as tmp:

@@ -169,9 +169,19 @@ class Trainer:
         self.optimizer = make_optimizer(self.config, parameters) if parameters else None
         self.good = self.copies()
 
-    def copies(self):
-        "The trained weights as they are now."
-        return {n: p.detach().clone() for n,p in self.trained.items()}
+    def copies(self)->tuple:
+        "The trained weights as they are now, and what the method carries from step to step."
+        weights = {n: p.detach().clone() for n,p in self.trained.items()}
+        more = {n: t.clone() for n,t in self.method.run_state().items()}
+        return weights, more
+
+    @torch.no_grad()
+    def put_back(self, weights, more):
+        "Take over what `copies` gave."
+        for n,p in self.trained.items():
+            p.copy_(weights[n])
+        for n,t in self.method.run_state().items():
+            t.copy_(more[n])
 
     def call(self, event):
         for callback in self.callbacks:
@@ -270,17 +280,15 @@ class Trainer:
             self.save()
 
     def look(self):
-        "Wait for the losses since the last look; they and the weights must be numbers."
+        "Wait for the losses since the last look; they and all that a step changes must be numbers."
         losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
         self.losses = []
         fine = losses.isfinite()
-        weights = all(p.isfinite().all() for p in self.trained.values())
-        if fine.all() and weights:
+        changed = [*self.trained.values(), *self.method.run_state().values()]
+        if fine.all() and all(t.isfinite().all() for t in changed):
             self.good = self.copies()
             return
-        with torch.no_grad():
-            for n,p in self.trained.items():
-                p.copy_(self.good[n])
+        self.put_back(*self.good)
         wrong = len(losses)-1 if fine.all() else int((~fine).nonzero()[0])
         said = 'the weights are no numbers'
         if not fine.all():
@@ -319,9 +327,9 @@ class Trainer:
         if self.losses:
             self.look()
         sums = {n: (float(total), count) for n,(total,count) in self.sums.items()}
-        more = {n: t.clone() for n,t in self.method.run_state().items()}
+        weights, more = self.copies()
         state = dict(identity=self.identity(), step=self.step, history=self.history, sums=sums,
-                     optimizer=self.optimizer.state_dict(), weights=self.copies(), more=more)
+                     optimizer=self.optimizer.state_dict(), weights=weights, more=more)
         held = io.BytesIO()
         torch.save(state, held)
         with write_atomically(self.checkpoint) as tmp:
@@ -336,11 +344,7 @@ class Trainer:
             raise ValueError(f'checkpoint: {path} cannot be read as one; remove it or choose '
                              'another folder') from None
         _check_state(state, path, self)
-        with torch.no_grad():
-            for n,p in self.trained.items():
-                p.copy_(state['weights'][n])
-            for n,t in self.method.run_state().items():
-                t.copy_(state['more'][n])
+        self.put_back(state['weights'], state['more'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         self.history = state['history']
@@ -453,6 +457,7 @@ def fit(
         with trainer.precision():
             method.set_classes(dataset.classnames, method.template_for(dataset))
         method.prepare(trainer)
+        trainer.take_weights()         # `prepare` may have made or changed them
         if checkpoint is not None and Path(checkpoint).exists():
             trainer.load()
         trainer.call('before_fit')

@@ -95,9 +95,8 @@ def save_glyph_clip(
     "Half-precision weights with the facts in the metadata, written atomically."
     state = {k: v.half() for k,v in model.state_dict().items()}
     state['token_embedding.weight'] = state['token_embedding.weight'][tokens]
-    check_weights(state, path)
     state['token_ids'] = tokens.int()
-    write_tensors(path, state, dict(facts=facts))
+    write_tensors(path, state, dict(facts=facts), others=('token_ids',))
     return Path(path)
 
 # %% ../nbs/16_weights.ipynb #e03197f0

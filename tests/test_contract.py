@@ -16,7 +16,7 @@ from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy, predictions
 from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
-from dra_nb.training import Callback, fit
+from dra_nb.training import Callback, TrainingDiverged, fit
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 
 NAMES = ['cat', 'fire engine', 'dog', 'high-speed train', 'cow']
@@ -445,6 +445,29 @@ def test_a_run_goes_on_after_an_interruption(name, shots, tmp_path):
         for key,value in whole.state().items():
             assert torch.equal(resumed.state()[key], value), key
     assert steps == sorted(set(steps)) and steps[0] > 1
+
+
+class Break(Callback):
+    "Put NaN into all that the fourth step changed."
+    def after_step(self, trainer):
+        if trainer.step == 3:
+            self.good = {n: t.detach().clone() for n,t in trainer.method.state().items()}
+        if trainer.step == 4:
+            for t in (*trainer.trained.values(), *trainer.method.run_state().values()):
+                t.data.fill_(float('nan'))
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_the_last_good_weights_can_be_read(name, shots, tmp_path):
+    "After a run that diverged: all that was learned is that of the last look."
+    method, watch = built(name), Break()
+    config = TrainConfig(epochs=5, batch_size=8, lr=TRAINED[name][0])       # one step an epoch
+    with pytest.raises(TrainingDiverged, match='at step 4'):
+        fit(method, shots, config, callbacks=[watch], bar=False)
+    method.save(tmp_path)
+    loaded = load_method(tmp_path, tiny_open_clip())
+    for key,value in watch.good.items():
+        assert torch.equal(loaded.state()[key], value), key
 
 
 @pytest.mark.parametrize('name', LEARNING)

@@ -146,11 +146,6 @@ class TipAdapterF(TipAdapter):
         trainer.set_rate(.5*trainer.config.lr*falling)
         return super().step(trainer, images, labels)
 
-    def prepare(self, trainer):
-        "Fill the cache; there were no keys to train when the trainer began."
-        super().prepare(trainer)
-        trainer.take_weights()
-
     def fit(self, trainer):
         "Train the keys."
         trainer.run()
