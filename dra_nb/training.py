@@ -22,7 +22,7 @@ from .attach import attached
 from .checks import check_number
 from .data.images import TrainingImages, check_images_readable, normalize
 from .data.items import Dataset
-from .files import json_digest, write_atomically
+from .files import copy_tensors, json_digest, write_atomically
 from .methods.base import Method, as_method, check_loaded
 from .recipes import (TrainConfig, learning_rate, make_optimizer, mixed_precision,
                             resolve_amp)
@@ -157,7 +157,6 @@ class Trainer:
         self.history = []        # means of every epoch
         self.sums = {}           # name → (sum, number) of the epoch in hand
         self.losses = []         # not looked at yet
-        self.may_record = True   # False: a GPU repeats no recorded step
         self.unrecorded = 0      # steps made operation by operation
         self.take_weights()
 
@@ -218,7 +217,7 @@ class Trainer:
     def can_record(self, images)->bool:
         "May a step be recorded? On a GPU, if all steps are alike, once constants are computed."
         method = self.method
-        alike = self.may_record and method.recordable and method.text_chunk is None
+        alike = method.recordable and method.text_chunk is None
         whole = len(images) == min(self.config.batch_size, len(self.labels))
         ready = self.unrecorded >= STEPS_BEFORE_RECORDING and not torch.is_anomaly_enabled()
         return self.device.type == 'cuda' and alike and whole and ready
@@ -442,10 +441,9 @@ def fit(
         config = method.own_recipe(dataset=getattr(dataset, 'name', ''))
     _check_fit(method, dataset, config, text_chunk, every)
     check_images_readable(dataset.train, dataset.name)
-    method.trained_on = list(dataset.classnames)
-    method.trained_set = getattr(dataset, 'name', None)
     if not config.epochs:
         return []
+    before = {n: t.detach().clone() for n,t in method.state().items()}
     method.train()
     method.text_chunk = text_chunk
     method.truncate_text = config.truncate_text
@@ -459,7 +457,14 @@ def fit(
         method.prepare(trainer)
         trainer.take_weights()         # `prepare` may have made or changed them
         if checkpoint is not None and Path(checkpoint).exists():
-            trainer.load()
+            try:
+                trainer.load()
+            except ValueError:
+                method.make_room(before)
+                copy_tensors(method.state(), before, 'the state before')
+                raise
+        method.trained_on = list(dataset.classnames)
+        method.trained_set = dataset.name
         trainer.call('before_fit')
         method.fit(trainer)
         trainer.call('after_fit')

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dra_nb.adapter import AdapterConfig
+from dra_nb.attach import attached
 from dra_nb.data import (
     Dataset, Item, base_new, few_shot, few_shot_split, load_dataset, load_folder)
 from dra_nb.dra import DRAConfig, add_adapter, add_dra, dra_parameters
-from dra_nb.methods import as_method
+from dra_nb.methods import as_method, build_method
 from dra_nb.training import Callback, TrainConfig, Trainer, TrainingDiverged, fit
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip
 
@@ -228,6 +229,28 @@ def test_bad_settings_are_named(bad, words):
         TrainConfig(**bad)
 
 
+@pytest.mark.parametrize('name', ['lfa', 'tip-adapter-f', 'promptsrc', 'coop'])
+def test_a_refused_checkpoint_changes_nothing(name, tmp_path, shots):
+    "Neither what was learned nor the classes it was learned on."
+    config, method = TrainConfig(epochs=1, batch_size=16), build_method(name, tiny())
+    _, new = base_new(load_dataset('vehicles'))
+    new = new._replace(train=few_shot(new.train, 1, seed=1))
+    for trained_on in (None, shots.classnames):
+        if trained_on:
+            fit(method, shots, config, bar=False)
+        before = {n: t.detach().clone() for n, t in method.state().items()}
+        (tmp_path/'c.pt').write_bytes(b'broken')
+        with pytest.raises(ValueError, match='cannot be read as one'):
+            fit(method, new, config, checkpoint=tmp_path/'c.pt', bar=False)
+        assert fit(method, new, replace(config, epochs=0), bar=False) == []
+        assert method.trained_on == trained_on
+        assert method.trained_set == (shots.name if trained_on else None)
+        assert method.state().keys() == before.keys() and not method.training
+        assert all(torch.equal(t, before[n]) for n, t in method.state().items())
+    fit(method, new, config, bar=False)
+    assert method.trained_on == new.classnames
+
+
 def test_what_a_gpu_may_record(shots):
     "Batches of one size, after the first steps, where a method says that all steps are alike."
     method = as_method(add(tiny(), RANKED))
@@ -237,9 +260,10 @@ def test_what_a_gpu_may_record(shots):
     assert not trainer.can_record(whole)                     # on a CPU nothing is recorded
     trainer.device = torch.device('cuda')
     assert trainer.can_record(whole) and not trainer.can_record(whole[:3])
-    trainer.may_record = False
+    module = next(iter(attached(method.model).values()))
+    module.recordable = False
     assert not trainer.can_record(whole)
-    trainer.may_record = True
+    module.recordable = True
     method.text_chunk = 2
     assert not trainer.can_record(whole)
     method.text_chunk = None
