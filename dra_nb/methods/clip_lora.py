@@ -18,6 +18,7 @@ from ..checks import check_number
 from ..data.glyphs import SETS, SHIFTS, classnames
 from ..data.public import PUBLIC_SETS
 from .base import Method, register
+from ..recipes import cosine_rate
 
 # %% ../../nbs/2d_clip_lora.ipynb #f8f63cea
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class CLIPLoRA(Method):
 
     def rate(self, lr, step, steps):
         "A cosine at every step, down to 1e-6."
-        return 1e-6+.5*(lr-1e-6)*(1+math.cos(math.pi*step/steps))
+        return cosine_rate(lr, step, steps, 1e-6)
 
     def step(self, trainer, images, labels):
         trainer.set_rate(self.rate(trainer.config.lr, trainer.step, trainer.steps))

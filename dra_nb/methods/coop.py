@@ -14,7 +14,7 @@ from torch import nn
 from ..checks import check_choice, check_number
 from ..clip import text_tower
 from .base import Method, register
-from ..prompts import encode_text, word_embeddings
+from ..prompts import check_words, encode_text, word_embeddings
 from ..recipes import LARGE
 
 # %% ../../nbs/23_coop.ipynb #e64bb893
@@ -26,10 +26,7 @@ class CoOpConfig:
     position:str = 'end'         # of the class name: 'end', 'middle' or 'front'
 
     def __post_init__(self):
-        if not isinstance(self.words, str):
-            raise ValueError(f'words: got {self.words!r}, allowed is text')
-        if self.words and not self.words.strip():
-            raise ValueError(f"words: got {self.words!r}, allowed are '' or text that is not blank")
+        check_words('words', self.words)
         check_number('length', self.length, least=1, most=64, whole=True)
         check_choice('position', self.position, ('end', 'middle', 'front'))
 

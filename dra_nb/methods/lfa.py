@@ -18,7 +18,7 @@ from ..clip import check_names, class_logits, full_precision
 from ..data.images import normalize
 from .base import Method, register
 from ..prompts import encode_text, make_prompts
-from ..recipes import ensemble_template
+from ..recipes import cosine_rate, ensemble_template
 from ..seeds import generator_for
 
 # %% ../../nbs/29_lfa.ipynb #8da96f18
@@ -202,7 +202,7 @@ class LFA(Method):
 
     def rate(self, lr, t, steps):
         "The rate of step t: a cosine down to 1e-7."
-        return 1e-7+.5*(lr-1e-7)*(1+math.cos(math.pi*t/steps))
+        return cosine_rate(lr, t, steps, 1e-7)
 
     def prepare(self, trainer):
         "The features of the shots and of the classes, and the first matrices."

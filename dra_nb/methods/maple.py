@@ -15,7 +15,8 @@ from torch import nn
 from ..attach import towers
 from ..checks import check_number
 from .base import Method, linear_layer, register
-from ..prompts import encode_image, encode_text, overwrite, word_embeddings
+from ..prompts import (
+    check_words, encode_image, encode_text, overwrite, word_embeddings)
 
 # %% ../../nbs/24_maple.ipynb #481a3a9b
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class MaPLeConfig:
     depth:int = 9                # J, blocks with prompts of their own
 
     def __post_init__(self):
-        if not isinstance(self.words, str):
-            raise ValueError(f'words: got {self.words!r}, allowed is text')
+        check_words('words', self.words)
         check_number('length', self.length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, whole=True)
         if 0 < len(self.words.split()) < self.length:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ..checks import check_number
 from ..clip import check_names, full_precision, image_tower, text_tower
 from .base import Method, register
-from ..prompts import encode_image, encode_text, make_prompts, overwrite, word_embeddings
+from ..prompts import (
+    check_words, encode_image, encode_text, make_prompts, overwrite, word_embeddings)
 
 # %% ../../nbs/2c_promptsrc.ipynb #bda9062a
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class PromptSRCConfig:
     std:float = 1.               # s, width of these weights, in epochs
 
     def __post_init__(self):
-        if not isinstance(self.words, str) or not self.words.strip():
-            raise ValueError(f'words: got {self.words!r}, allowed is text that is not blank')
+        check_words('words', self.words, empty=False)
         check_number('image_length', self.image_length, least=1, most=64, whole=True)
         check_number('depth', self.depth, least=1, most=1000, whole=True)
         for name in ('text_weight', 'image_weight', 'logits_weight'):

@@ -16,7 +16,7 @@ from ..checks import check_number
 from ..clip import text_tower
 from .base import linear_layer, register
 from .kgcoop import KgCoOp, check_sentence
-from ..prompts import encode_text, fill
+from ..prompts import check_words, encode_text, fill
 
 # %% ../../nbs/28_tcp.ipynb #77c05029
 TCP_GUIDES = dict(
@@ -51,8 +51,7 @@ class TCPConfig:
         check_sentence('sentence', self.sentence)
         if not self.length:
             raise ValueError(f'sentence: got {self.sentence!r}, allowed are sentences with stars')
-        if not isinstance(self.words, str):
-            raise ValueError(f'words: got {self.words!r}, allowed is text')
+        check_words('words', self.words)
         check_number('weight', self.weight, least=0, most=1e6)
         check_number('block', self.block, least=1, whole=True)
 
@@ -74,6 +73,10 @@ class TCP(KgCoOp):
     def add(self, generator):
         "The context, and the net that makes the tokens of a class."
         super().add(generator)
+        found, places = len(self.context), self.config.length
+        if found != places:
+            raise ValueError(f'words: got {self.config.words!r}, which are {found} tokens, '
+                             f"allowed are '' or as many as the {places} stars of the sentence")
         blocks = len(text_tower(self.model).blocks)
         if self.config.block > blocks:
             raise ValueError(f'block: got {self.config.block}, allowed 1 to {blocks},'

@@ -6,7 +6,6 @@
 __all__ = ['ALPHA', 'TipAdapterConfig', 'TipAdapter', 'TipAdapterF']
 
 # %% ../../nbs/2f_tip_adapter.ipynb #ff87bd35
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +16,7 @@ from ..checks import check_number
 from .base import Method, register
 from .lfa import shot_features
 from ..clip import full_precision
+from ..recipes import cosine_rate
 
 # %% ../../nbs/2f_tip_adapter.ipynb #15d100a5
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ class TipAdapterF(TipAdapter):
         return -(-images//config.batch_size)
 
     def step(self, trainer, images, labels):
-        falling = 1+math.cos(math.pi*trainer.step/trainer.steps)
-        trainer.set_rate(.5*trainer.config.lr*falling)
+        trainer.set_rate(cosine_rate(trainer.config.lr, trainer.step, trainer.steps))
         return super().step(trainer, images, labels)
 
     def fit(self, trainer):
