@@ -354,6 +354,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'dra_nb.bench.speed.write_speed': ('speed.html#write_speed', 'dra_nb/bench/speed.py')},
             'dra_nb.bench.statistics': { 'dra_nb.bench.statistics._by_seed': ('statistics.html#_by_seed', 'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics._outcome': ('statistics.html#_outcome', 'dra_nb/bench/statistics.py'),
+                                         'dra_nb.bench.statistics._refuse_two': ( 'statistics.html#_refuse_two',
+                                                                                  'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics.average_over_sets': ( 'statistics.html#average_over_sets',
                                                                                         'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics.confidence_interval': ( 'statistics.html#confidence_interval',

@@ -16,6 +16,7 @@ from itertools import combinations
 from scipy import stats
 
 from .protocols import find_protocol
+from .results import changed_settings
 from ..evaluation import harmonic_mean
 
 # %% ../../nbs/63_statistics.ipynb #e951e3f7
@@ -43,8 +44,19 @@ def confidence_interval(
     return mean, t*std/math.sqrt(len(values))
 
 # %% ../../nbs/63_statistics.ipynb #cf314f2d
+def _refuse_two(records):
+    "Two runs of a method on a data set with a seed are no repetition: they have other settings."
+    first = {}
+    for r in records:
+        other = first.setdefault((r.method, r.dataset, r.seed), r)
+        changed = changed_settings(other, r)
+        if changed:
+            raise ValueError(f'records: got two of {r.method} on {r.dataset}, seed {r.seed}, '
+                             f'allowed is one; they differ in {", ".join(sorted(changed))}')
+
 def _by_seed(records, metrics):
-    "Data set → seed → metrics; of several records of one run the last counts."
+    "Data set → seed → metrics."
+    _refuse_two(records)
     found = defaultdict(dict)
     for r in records:
         found[r.dataset][r.seed] = [r.metrics[k] for k in metrics]
@@ -104,6 +116,7 @@ def paired_differences(
     metric='hm'
 )->dict:           # data set → differences a − b, one a seed both have
     "Differences of two methods on the same sets with the same seeds."
+    _refuse_two(r for r in records if r.method in (a, b))
     found = defaultdict(dict)
     for r in for_every_seed(records):
         found[r.method][r.dataset, r.seed] = r.metrics[metric]
