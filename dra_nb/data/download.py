@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tarfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from urllib.request import Request, urlopen
 from .images import file_problem, missing_images
 from .items import read_split, stays_inside
 from .public import PUBLIC_SETS, find_set, public_set, read_lists
-from ..files import file_digest
+from ..files import file_digest, lock_folder
 
 # %% ../../nbs/18_download.ipynb #14df70f2
 def _request(url, have, timeout):
@@ -87,8 +88,12 @@ def fetch(url,        # http or https address
          )->Path:
     "Download a file, going on where an earlier call broke off."
     path = Path(path)
-    part = path.with_name(path.name+'.part')
     path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_folder(path.parent):             # two programs would write into one `.part`
+        return _fetch(url, path, digest, show, timeout)
+
+def _fetch(url, path, digest, show, timeout):
+    part = path.with_name(path.name+'.part')
     if path.is_file():
         wrong = _wrong_digest(path, digest)
         if wrong:
@@ -96,7 +101,10 @@ def fetch(url,        # http or https address
         return path
     total = _receive(url, part, show, timeout)
     have = part.stat().st_size
-    if total is not None and have != total:
+    if total is not None and have > total:     # somebody else wrote, where no lock holds
+        part.unlink()
+        raise ValueError(f'{url}: got {have:,} bytes, the file has {total:,}; they were deleted')
+    if total is not None and have < total:
         raise ValueError(f'{url}: ended after {have:,} of {total:,} bytes; the same command goes '
                          f'on from here')
     wrong = _wrong_digest(part, digest)
@@ -350,8 +358,17 @@ def _get(name, root, source, show):
     folder = _base_folder(name, root, source)
     if _is_there(name, root, source, folder):
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        if not _is_there(name, root, source, folder):      # another program may have made it
+            _get_into(folder, name, source, show)
+
+def _get_into(folder, name, source, show):
     kept = folder/'.download'/source.filename
     fetch(source.url, kept, source.digest, show)
+    if not source.digest:
+        warnings.warn(f'{source.url}: it has no published checksum; what came has the sha256 '
+                      f'{file_digest(kept)}')
     problem = file_problem(kept)
     if problem:
         kept.unlink()
