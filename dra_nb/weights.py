@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'check_model_name', 'find_device',
-           'check_pretrained', 'load_clip', 'weights_digest']
+           'wait_for', 'check_pretrained', 'load_clip', 'weights_digest', 'fetched_digest']
 
 # %% ../nbs/16_weights.ipynb #6298b97f
 import io
@@ -424,22 +424,22 @@ def _hub_answers():
     return True
 
 @contextmanager
-def _one_try():
+def _hub_as(offline):
     "Without a network the hub looks into its cache and no further, and is silent about it."
-    offline = constants.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE
     disabled = logging.root.manager.disable
-    constants.HF_HUB_OFFLINE = not _hub_answers()
+    constants.HF_HUB_OFFLINE = offline
     logging.disable(max(disabled, logging.ERROR))
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_OFFLINE = before
         logging.disable(disabled)
 
 def _fetch(name, tag):
     "A model of open_clip with the weights of a tag."
     try:
-        with _one_try():
+        with _hub_as(offline=not _hub_answers()):
             model = open_clip.create_model(name, tag, weights_only=True)
     except (OSError, RuntimeError, ValueError) as e:
         cfg = open_clip.get_pretrained_cfg(name, tag)
@@ -466,6 +466,13 @@ def find_device(
     if str(device) not in there:
         raise ValueError(f'device: got {str(device)!r}, there are here: {", ".join(there)}')
     return torch.device(device)
+
+def wait_for(
+    device  # 'cpu', 'cuda', 'mps' or a torch.device
+):
+    "Wait until a GPU has done what it was asked for; a CPU has."
+    if torch.device(device).type != 'cpu':
+        torch.accelerator.synchronize(device)
 
 # %% ../nbs/16_weights.ipynb #76ffa32c
 def check_pretrained(
@@ -519,6 +526,23 @@ def weights_digest(
         path = Path(pretrained) if pretrained else None
     if path is None or not path.is_file():
         return pretrained
+    return _digest_of_file(path)
+
+def fetched_digest(
+    model_name:str,       # as for `load_clip`
+    pretrained:str=None   # as for `load_clip`
+)->str|None:              # 10 digits of its SHA-256; None for other weights, or if none were fetched
+    "What identifies the file that the hub's cache has for a tag."
+    cfg = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
+    if not cfg.get('hf_hub'):
+        return None
+    try:
+        with _hub_as(offline=True):
+            return _digest_of_file(Path(open_clip.download_pretrained(cfg)))
+    except OSError:
+        return None
+
+def _digest_of_file(path):
     found = path.stat()
     return _digest_of(str(path.resolve()), found.st_size, found.st_mtime_ns)
 

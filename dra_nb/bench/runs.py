@@ -37,10 +37,11 @@ from .results import (Claim, Record, device_name, find_record, find_wider_record
 from ..data import REAL, Dataset, glyphs, load_dataset
 from ..dra import WEIGHTS
 from ..evaluation import train_and_test
+from ..files import as_json
 from ..methods import METHODS, find_method
 from ..recipes import TrainConfig, resolve_amp, set_fields
 from ..training import TrainingDiverged, naming_full_memory
-from ..weights import find_device, load_clip, weights_digest
+from ..weights import fetched_digest, find_device, load_clip, weights_digest
 
 # %% ../../nbs/61_runs.ipynb #33f5bbd7
 WHERE = ('place', 'target_places', 'root', 'pretrained')
@@ -70,7 +71,7 @@ class Run:
     def facts(self)->dict:
         "What determines the result, as plain data."
         facts = {k: v for k,v in asdict(self).items() if k not in WHERE}
-        return json.loads(json.dumps(facts))            # as it will be read back: tuples are lists
+        return as_json(facts)                           # tuples are lists
 
     @cached_property
     def key(self):
@@ -177,7 +178,7 @@ def stored_settings(
     recipe:TrainConfig
 )->tuple:              # (config, recipe) as dicts
     "Settings and recipe as they are read back from a record: tuples are lists."
-    return tuple(json.loads(json.dumps([_plain(config), asdict(recipe)])))
+    return tuple(as_json([_plain(config), asdict(recipe)]))
 
 def make_runs(
     methods,               # names
@@ -367,7 +368,9 @@ def make(
         method.remove()
         for p,flag in flags:
             p.requires_grad_(flag)
-    return Record(run=run.facts(), versions=versions(), device=device_name(device), **result)
+    fetched = fetched_digest(run.clip, run.pretrained)
+    made_with = dict(versions(), weights=fetched) if fetched else versions()
+    return Record(run=run.facts(), versions=made_with, device=device_name(device), **result)
 
 def _outcome(rules, method, source, tests, run, bar, text_chunk):
     "What came out, as a record holds it; a run may be allowed to diverge."
@@ -391,7 +394,7 @@ def _outcome(rules, method, source, tests, run, bar, text_chunk):
 def find_run(
     folder,   # of results
     run:Run
-)->Record:    # with the run's own key; None if there is none
+)->Record:    # with the run's own key, and what made it as `device`; None if there is none
     "The record of a run; one tested on more targets will do, and in fp32 one from another device."
     same = [run]
     if run.precision == 'fp32':

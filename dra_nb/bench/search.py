@@ -7,11 +7,11 @@ __all__ = ['SEARCH_SETS', 'SEARCHED', 'OPTIONS', 'CHEAPER', 'search_start', 'as_
            'search_rule', 'records_of', 'search_choices', 'search_runs']
 
 # %% ../../nbs/3b_search.ipynb #d3d47a8c
-import json
 from dataclasses import asdict, replace
 
 from .choice import Option, Rule, choose
 from .runs import at_points, make_runs
+from ..files import as_json
 from ..methods import METHODS
 from ..methods.adapter import PlainAdapter
 from ..methods.control import ControlConfig, DRAControl
@@ -34,7 +34,7 @@ def as_control(
     config:dict   # DRA's settings, as a record has them
 )->dict:          # name → value, as a record of `dra-control` has them
     "The settings with which `dra-control` computes what DRA computes."
-    return json.loads(json.dumps(asdict(set_fields(ControlConfig(), config))))
+    return as_json(asdict(set_fields(ControlConfig(), config)))
 
 # %% ../../nbs/3b_search.ipynb #cf5ea732
 _START_AT_CLIP = dict(init='zero_up')
@@ -90,7 +90,7 @@ def search_rule(
     start['train.lr'] = facts['train']['lr']
     made = []
     for name, changes in OPTIONS[method].items():
-        named = json.loads(json.dumps({f'config.{k}': v for k,v in changes.items()}))
+        named = as_json({f'config.{k}': v for k,v in changes.items()})
         made.append(Option(name, named, cheaper=name in CHEAPER))
     return Rule(start, ('train.lr', 'config.scale'), tuple(made))
 

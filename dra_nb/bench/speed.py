@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'TESTED', 'UNTRAINED', 'counting_flops', 'count_flops', 'KeptBytes', 'counting_saved_bytes', 'step_cost',
-           'build_settings', 'wait_for', 'matmul_rate', 'warm_steps', 'Stopwatch', 'speed_dataset', 'Variant',
-           'training_speed', 'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes',
-           'CardBytes', 'peak_bytes', 'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table',
-           'memory_table', 'speed_answer']
+           'build_settings', 'matmul_rate', 'warm_steps', 'Stopwatch', 'speed_dataset', 'Variant', 'training_speed',
+           'inference_speed', 'speed', 'speed_table', 'StepFlops', 'method_times', 'LiveBytes', 'CardBytes',
+           'peak_bytes', 'method_memory', 'write_speed', 'write_memory', 'read_speed', 'method_table', 'memory_table',
+           'speed_answer']
 
 # %% ../../nbs/69_speed.ipynb #a39b1e64
 import math
@@ -35,7 +35,7 @@ from ..files import read_json, write_json
 from ..methods import METHODS, build_method, find_method
 from ..recipes import make_optimizer, mixed_precision, set_fields
 from ..training import STEPS_BEFORE_RECORDING, Callback, fit, naming_full_memory
-from ..weights import load_clip
+from ..weights import load_clip, wait_for
 
 # %% ../../nbs/69_speed.ipynb #34c633e0
 @contextmanager
@@ -153,11 +153,6 @@ def build_settings(
     return set_fields(config, changes) if changes else config
 
 # %% ../../nbs/69_speed.ipynb #3e278b8b
-def wait_for(device):
-    "Wait until a GPU has done what it was asked for."
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
-
 def matmul_rate(
     device='cpu',  # where
     amp='auto',    # precision, as in `TrainConfig`
