@@ -33,8 +33,8 @@ from .runs import find_dataset, find_run, grid, has_weights, make, make_runs
 from .speed import Stopwatch, Variant, inference_speed, speed_dataset, warm_steps
 from .statistics import (average_over_sets, confidence_interval, for_every_seed,
                                      mean_paired_difference, paired_differences, verdict)
-from .tables import (METRIC_STYLES, beside_table, in_order, listed, target_kind,
-                                 to_table)
+from .tables import (METRIC_STYLES, beside_table, in_order, listed, number,
+                                 target_kind, to_table)
 from ..checks import check_choice, did_you_mean
 from ..data import REAL, glyphs, load_images, normalize
 from ..evaluation import harmonic_mean
@@ -464,8 +464,7 @@ def with_half(
     sign=''      # '+' for differences
 )->str:
     "A number and how far the true one may be from it."
-    text = f'{mean:{sign}.2f}'
-    return text if math.isinf(half) else f'{text} ± {half:.2f}'
+    return number(mean, half, sign=sign)
 
 def in_points(
     mean:float,  # of a difference
@@ -481,8 +480,8 @@ def beside_printed(
 )->str:
     "A difference for a sentence, and whether its interval has the paper's."
     place = 'inside' if abs(mean-printed) <= half else 'outside'
-    number = f'{printed:+.2f}'.replace('-', '−')
-    return f"{in_points(mean, half)}; the paper's {number} is {place} this interval"
+    theirs = f'{printed:+.2f}'.replace('-', '−')
+    return f"{in_points(mean, half)}; the paper's {theirs} is {place} this interval"
 
 VERBS = {'better': 'is better than', 'worse': 'is worse than', 'equivalent': 'is as good as',
          'not decided': 'shows no clear difference from'}

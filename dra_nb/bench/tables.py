@@ -56,12 +56,14 @@ def to_table(
 
 def number(
     mean:float,
-    spread=None,  # standard deviation; none is shown if None
-    digits=2      # after the point
+    spread=None,  # standard deviation, or half of an interval; none is shown if None or infinite
+    digits=2,     # after the point
+    sign=''       # '+' for differences
 )->str:
     "A number with its spread."
-    text = f'{mean:.{digits}f}'
-    return text if spread is None else f'{text} ± {spread:.{digits}f}'
+    text = f'{mean:{sign}.{digits}f}'
+    known = spread is not None and not math.isinf(spread)
+    return f'{text} ± {spread:.{digits}f}' if known else text
 
 # %% ../../nbs/64_tables.ipynb #723528ad
 def beside_table(
@@ -201,8 +203,7 @@ def difference_table(
         row = {'difference': f'{a} − {b}'}
         for metric in metrics:
             mean, half = mean_paired_difference(records, a, b, metric)
-            text = f'{mean:+.{digits}f}'
-            row[metric] = text if math.isinf(half) else f'{text} ± {half:.{digits}f}'
+            row[metric] = number(mean, half, digits, '+')
         rows.append(row)
     return to_table(rows, format)
 
