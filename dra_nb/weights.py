@@ -531,7 +531,7 @@ def weights_digest(
 def fetched_digest(
     model_name:str,       # as for `load_clip`
     pretrained:str=None   # as for `load_clip`
-)->str|None:              # 10 digits of its SHA-256; None for other weights, or if none were fetched
+)->str|None:              # 10 digits of its SHA-256; None if there is none
     "What identifies the file that the hub's cache has for a tag."
     cfg = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
     if not cfg.get('hf_hub'):
