@@ -457,7 +457,7 @@ def _fit_facts(args, data, template, preset, train):
     return dict(preset=preset, train=asdict(train), clip=_clip_facts(args), dataset=data.name,
                 data=dataset_digest(shots), subset=args.subset, shots=args.shots, seed=args.seed,
                 images=len(data.train), classnames=data.classnames, template=template,
-                versions=versions())
+                template_given=args.template is not None, versions=versions())
 
 def _check_same_run(folder, method, facts):
     "Does a folder hold this run? Refuses one that holds the weights of another."
@@ -514,22 +514,46 @@ def _facts(args):
     run = facts.get('run')
     if isinstance(run, dict):                       # written by bench
         facts['clip'] = dict(name=run.get('clip'), digest=run.get('weights'))
+        facts['train'] = run.get('train')
     _check_same_clip(facts.get('clip'), args)
     return facts
+
+def _is_file(clip):
+    "Is the digest that of a file? A tag is its own."
+    return clip.get('digest') != clip['pretrained']
 
 def _check_same_clip(saved, args):
     "Refuse weights that were trained on another CLIP."
     if not isinstance(saved, dict):
         return
     ours = _clip_facts(args)
-    is_file = ours['digest'] != args.pretrained
-    was_file = saved.get('digest') != saved.get('pretrained', saved.get('digest'))
-    comparable = is_file == was_file or 'pretrained' not in saved
-    same = not comparable or saved.get('digest') == ours['digest']
-    if saved.get('name') != ours['name'] or not same:
+    from_bench = 'pretrained' not in saved           # which writes the digest only
+    comparable = from_bench or _is_file(saved) == _is_file(ours)
+    differs = comparable and saved.get('digest') != ours['digest']
+    if saved.get('name') != ours['name'] or differs:
         raise ValueError(f'weights: those in {args.weights} were trained on {saved.get("name")} '
                          f'({saved.get("digest")}), got {ours["name"]} ({ours["digest"]}); '
                          'allowed is the same model with the same weights')
+
+def _amp(facts):
+    "The precision to test in, as bench does: that of the recipe the weights were trained by."
+    from dra_nb.recipes import TrainConfig
+    if not facts:
+        return TrainConfig().amp
+    train = facts.get('train')
+    amp = train.get('amp') if isinstance(train, dict) else None
+    return amp if amp in ('auto', 'bf16') else 'off'
+
+def _sentence(args, facts, method, data):
+    "The sentence of a test: one that the user gave, else the method's for this data set."
+    field = data.field_template or data.template
+    if args.template is not None:
+        return field if args.template == 'field' else args.template
+    if not facts:
+        return field
+    belongs = facts.get('template_given') or method.trained_set == data.name
+    stored = facts.get('template') if belongs else None
+    return stored or method.template_for(data)
 
 def _with_weights(args):
     "The CLIP, with the method whose weights were given."
@@ -560,31 +584,30 @@ def _evaluate(args):
     from dra_nb.data import load_dataset
     from dra_nb.evaluation import accuracy, append_result
     from dra_nb.methods import as_method
+    from dra_nb.recipes import resolve_amp
     if args.template != 'field':
         _check_template(args.template)
     _check_model(args)
     _check_lines_file(args.out)
     facts = _facts(args)
     data = _subset(load_dataset(args.dataset, args.root), args.subset)
-    template = args.template or facts.get('template', 'field')
-    if template == 'field':
-        template = data.field_template or data.template
     if not data.test:
         raise ValueError(f'dataset: {args.dataset} has no test images')
     _check_images(args, data, data.test)
     start = time.perf_counter()
     method = as_method(_with_weights(args))
+    template, amp = _sentence(args, facts, method, data), resolve_amp(_amp(facts), method.device)
     _check_prompts(method, data.classnames, template)
     _warn_of_photographs(args, data.test)
     seen = method.knows(data.classnames, data.name)
-    found = accuracy(method, data.test, data.classnames, template, seen=seen)
+    found = accuracy(method, data.test, data.classnames, template, seen=seen, amp=amp)
     print(f'{data.name}, {args.subset} classes: {found:.2f} % of {len(data.test)} images '
           f'({len(data.classnames)} classes), "{template}"')
     if args.out:
         seconds = dict(test=time.perf_counter()-start)
         append_result(args.out, dict(
             dataset=data.name, subset=args.subset, clip=_clip_facts(args), weights=args.weights,
-            template=template, metrics=dict(accuracy=found), counts=dict(test=len(data.test)),
+            template=template, precision='bf16' if amp == 'bf16' else 'fp32', metrics=dict(accuracy=found), counts=dict(test=len(data.test)),
             seconds=seconds, versions=versions()))
         print(f'added to {args.out}')
 
@@ -594,8 +617,8 @@ def _evaluate_arguments(parser):
     parser.add_argument('--weights', help='folder written by fit; zero-shot without')
     _subset_argument(parser, 'classes to choose among')
     parser.add_argument('--template', help="sentence with {} for the name, or 'field' for the one "
-                        'of zero-shot CLIP in the literature (default: that of the weights, '
-                        "'field' without)")
+                        'of zero-shot CLIP in the literature (default: the one given to fit, '
+                        "else the method's for this data set; 'field' without weights)")
     parser.add_argument('--out', help='append the result to this JSON Lines file')
     _model_arguments(parser)
 
@@ -671,7 +694,7 @@ def _predict(args):
     _check_prompts(method, names, template)
     _warn_of_photographs(args, items)
     _warn_of_names(method.model, names)
-    found = predictions(method, items, names, template, probabilities=True)
+    found = predictions(method, items, names, template, amp=_amp(facts), probabilities=True)
     for path,row in zip(paths, found):
         best = row.topk(min(args.top, len(names)))
         pairs = zip(best.values.tolist(), best.indices.tolist())

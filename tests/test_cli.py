@@ -439,6 +439,38 @@ def test_pets_from_check_to_predict(tmp_path, tiny, call):
     assert code == 0 and 'american_bulldog' in out, err
 
 
+def test_another_set_is_tested_as_bench_tests_it(tmp_path, tiny, call):
+    "With its own sentence, in the recipe's precision; what was given to fit goes with the weights."
+    root, clip = tmp_path/'DATA', ('--pretrained', tiny[0])
+    write('oxford_pets', root, train=5, val=2, test=3)
+    write('eurosat', root)
+    pets, land = ('oxford_pets', '--root', root), ('eurosat', '--root', root)
+    short = '--shots', 2, '--train', 'epochs=1', 'amp=bf16', *clip
+    code, _, err = call('bench', '--protocol', 'cross', '--methods', 'clip-adapter', '--root', root,
+                        '--datasets', 'oxford_pets', '--targets', 'eurosat', '--seeds', 1,
+                        '--out', tmp_path/'r', '--save', tmp_path/'saved', '--workers', 1, *short)
+    assert code == 0, err
+    (record,) = records(tmp_path/'r').values()
+    metrics = record['metrics']
+    code, _, err = call('fit', *pets, '--method', 'clip-adapter', '--out', tmp_path/'w', *short)
+    assert code == 0, err
+    saved = next((tmp_path/'saved').iterdir())
+    lines = tmp_path/'tests.jsonl'
+    for weights in (tmp_path/'w', saved):
+        for words in (pets, land):
+            code, out, err = call('evaluate', *words, '--weights', weights, '--out', lines, *clip)
+            assert code == 0, err
+            said = json.loads(lines.read_text().splitlines()[-1])
+            assert said['metrics']['accuracy'] == metrics[words[0]]
+            assert said['precision'] == 'bf16'
+            assert '"a photo of a {}, a type of pet."' in out or words == land
+    assert 'a centered satellite photo of {}.' in out
+    code, _, err = call('fit', *pets, '--template', 'my {} here.', '--out', tmp_path/'given', *short)
+    assert code == 0, err
+    code, out, err = call('evaluate', *land, '--weights', tmp_path/'given', *clip)
+    assert code == 0 and '"my {} here."' in out, err
+
+
 @pytest.mark.filterwarnings('ignore::UserWarning')
 def test_bench_of_public_sets(tmp_path, tiny, call):
     "One that is not there is told before any run."
