@@ -456,6 +456,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'dra_nb.cli._check_paper': ('cli.html#_check_paper', 'dra_nb/cli.py'),
                             'dra_nb.cli._check_place': ('cli.html#_check_place', 'dra_nb/cli.py'),
                             'dra_nb.cli._check_prompts': ('cli.html#_check_prompts', 'dra_nb/cli.py'),
+                            'dra_nb.cli._check_reads': ('cli.html#_check_reads', 'dra_nb/cli.py'),
+                            'dra_nb.cli._check_reads_template': ('cli.html#_check_reads_template', 'dra_nb/cli.py'),
                             'dra_nb.cli._check_same_clip': ('cli.html#_check_same_clip', 'dra_nb/cli.py'),
                             'dra_nb.cli._check_same_run': ('cli.html#_check_same_run', 'dra_nb/cli.py'),
                             'dra_nb.cli._check_search': ('cli.html#_check_search', 'dra_nb/cli.py'),

@@ -178,16 +178,16 @@ def _warn_of_photographs(args, items):
              'add --model ViT-B-16-quickgelu --pretrained openai')
 
 def _unknown_names(model, classnames):
-    "Names with a token that the model never met: such tokens share one vector."
-    table = model.token_embedding.weight.detach()
-    values, counts = table.sum(-1).unique(return_counts=True)
-    if counts.max() < 2:
+    "Names with a token that the model never met, where its loader says which ones it knows."
+    known = getattr(model, 'known_tokens', None)
+    if known is None:
         return []
+    import torch
     from dra_nb.clip import real_tokens
     from dra_nb.prompts import make_prompts
-    tokens = make_prompts(model, classnames, '{}').tokens
-    shared = table[tokens].sum(-1) == values[counts.argmax()]
-    unknown = (shared & real_tokens(tokens)).any(-1).tolist()
+    tokens = make_prompts(model, classnames, '{}').tokens.cpu()
+    new = ~torch.isin(tokens, torch.tensor(known))
+    unknown = (new & real_tokens(tokens)).any(-1).tolist()
     return [name for name,is_unknown in zip(classnames, unknown) if is_unknown]
 
 def _warn_of_names(model, classnames):
@@ -199,6 +199,26 @@ def _warn_of_names(model, classnames):
              f'({shown}); such names may get equal probabilities')
 
 # %% ../nbs/14_cli.ipynb #afbfd2b8
+def _check_reads(cls, own, train):
+    "Refuse a recipe with a field that differs from the method's own and changes nothing."
+    unread = {*cls.not_read, 'eps' if train.optimizer == 'sgd' else 'momentum'}
+    if not train.warmup_epochs:
+        unread.add('warmup_lr')
+    for name,value in asdict(train).items():
+        expected = getattr(own, name)
+        if name in unread and value != expected:
+            raise ValueError(f'{name}: got {value}, which changes nothing of {cls.name} with this '
+                             f'recipe; allowed is {expected}')
+
+def _check_reads_template(template, cls, config):
+    "Refuse a sentence that changes nothing: the method's is learned, or the settings hold it."
+    guide = getattr(config, 'guide', '')
+    if template is None or cls.reads_template and not guide:
+        return
+    why = f'its guide is {guide!r} (--set guide)' if guide else 'its sentence is learned'
+    raise ValueError(f'template: got {template!r}, which changes nothing of {cls.name}; allowed is '
+                     f'none, since {why}')
+
 def _settings(args, dataset):
     "(class, preset, settings, recipe) of a fit: names only, no model."
     from dra_nb.methods import find_method
@@ -221,9 +241,11 @@ def _settings(args, dataset):
     for name in changes.keys() & given.keys():
         raise ValueError(f'train: got {name}={changes[name]} and --{name} {given[name]}, allowed '
                          'is one of them')
-    train = set_fields(train, {**changes, **given})
+    own, train = train, set_fields(train, {**changes, **given})
     if not train.epochs:
         raise ValueError('epochs: got 0, allowed are whole numbers from 1')
+    _check_reads_template(args.template, cls, config)
+    _check_reads(cls, own, train)
     return cls, preset, config, train
 
 def _dataset_name(args):
@@ -401,13 +423,16 @@ def _fit(args):
     drawn = _draw_shots(whole, args.shots, args.seed)
     data = _subset(drawn, args.subset)
     if args.template:
-        data = data._replace(template=args.template)
+        data = data._replace(template=args.template, field_template='')
     _check_images(args, data, data.train)
     if args.out is None:
         raise ValueError('out: not given; name a folder for the weights, or --show')
     model = _load_model(args)
     method = cls(model, config, args.seed)
     template = method.template_for(data)
+    if args.template not in (None, template):
+        raise ValueError(f'template: got {args.template!r}, allowed is none: on {data.name} '
+                         f'{cls.name} has {template!r}')
     _check_prompts(method, data.classnames, template)
     facts = _fit_facts(args, data, template, preset, train)
     with Claim(args.out, 'fit') as claim:
@@ -596,6 +621,7 @@ def _evaluate(args):
     _check_images(args, data, data.test)
     start = time.perf_counter()
     method = as_method(_with_weights(args))
+    _check_reads_template(args.template, type(method), method.config)
     template, amp = _sentence(args, facts, method, data), resolve_amp(_amp(facts), method.device)
     _check_prompts(method, data.classnames, template)
     _warn_of_photographs(args, data.test)
@@ -691,6 +717,7 @@ def _predict(args):
             pass
     items = [Item(path, 0, '') for path in paths]
     method = as_method(_with_weights(args))
+    _check_reads_template(args.template, type(method), method.config)
     _check_prompts(method, names, template)
     _warn_of_photographs(args, items)
     _warn_of_names(method.model, names)
@@ -774,14 +801,16 @@ def _warn_of_few(dataset, args, most):
 def _check_settings(args, methods, dataset, config, train):
     "Refuse settings that a method does not have, naming it; one without training has none."
     from dra_nb.bench.runs import settings_of
+    from dra_nb.methods import find_method
     recipes = [settings_of(args.protocol, method, dataset, args.model)[1] for method in methods]
     for name,given in (('set', args.set), ('train', args.train)):
         if given and not any(recipe.epochs for recipe in recipes):
             raise ValueError(f'{name}: got {given[0]}, allowed are none: {" and ".join(methods)} '
                              'without training')
-    for method in methods:
+    for method,own in zip(methods, recipes):
         try:
-            settings_of(args.protocol, method, dataset, args.model, config, train)
+            settings = settings_of(args.protocol, method, dataset, args.model, config, train)
+            _check_reads(find_method(method)[0], own, settings[1])
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 

@@ -166,6 +166,7 @@ def _load_glyph_clip(path):
     except (KeyError, RuntimeError) as e:
         said = _reason(e)
         raise ValueError(f'weights: {path} is no complete file of glyph-clip ({said})') from None
+    model.known_tokens = ids.tolist()
     return model
 
 def _reason(e):

@@ -50,6 +50,8 @@ class Method(nn.Module):
     recordable = False     # may a GPU repeat a recorded step? Its losses must be the same
                            # operations in every step, whatever the numbers
     knows_shifts = True    # are the classes of the shots known on another set that has them?
+    reads_template = True  # does the sentence change anything? Not where it is learned
+    not_read = ()      # fields of the recipe that change nothing
     buffers_saved = () # names of buffers that belong to what was learned
     of_classes = ('prompts', 'seen', 'start', 'cached')   # names of what belongs to the classes
 

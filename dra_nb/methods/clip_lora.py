@@ -101,6 +101,7 @@ def base_classes(
 class CLIPLoRA(Method):
     "Low-rank updates of the attention of both towers."
     name = 'clip-lora'
+    not_read = ('warmup_epochs', 'warmup_lr')
     paper = 'Zanella and Ben Ayed 2024, arXiv 2405.18541'
     Config = CLIPLoRAConfig
     presets = dict(published=CLIPLoRAConfig())

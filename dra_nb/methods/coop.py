@@ -35,6 +35,7 @@ class CoOpConfig:
 class CoOp(Method):
     "Learned vectors in place of the words around the class name."
     name = 'coop'
+    reads_template = False
     paper = 'Zhou and others 2022, arXiv 2109.01134'
     Config = CoOpConfig
     presets = dict(published=CoOpConfig())

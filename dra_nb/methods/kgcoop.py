@@ -52,6 +52,7 @@ def check_sentence(
 class KgCoOp(CoOp):
     "CoOp with a guide."
     name = 'kgcoop'
+    reads_template = True    # by the guide, where the settings name none
     paper = 'Yao, Zhang and Xu 2023, arXiv 2303.13283'
     Config = KgCoOpConfig
     presets = dict(published=KgCoOpConfig())

@@ -99,6 +99,7 @@ STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, 
 class LFA(Method):
     "A linear map on image features, fitted to the class sentences."
     name = 'lfa'
+    not_read = ('batch_size', 'warmup_epochs', 'warmup_lr')
     paper = 'Ouali and others 2023, arXiv 2304.01752'
     Config = LFAConfig
     presets = dict(published=LFAConfig())

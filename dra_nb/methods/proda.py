@@ -69,6 +69,7 @@ class ProDAConfig:
 class ProDA(Method):
     "Many learned sentences a class, and a Gaussian over them."
     name = 'proda'
+    reads_template = False
     paper = 'Lu and others 2022, arXiv 2205.03340'
     Config = ProDAConfig
     presets = dict(published=ProDAConfig())

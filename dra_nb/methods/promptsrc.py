@@ -59,6 +59,7 @@ def epoch_weights(
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
     name = 'promptsrc'
+    reads_template = False
     paper = 'Khattak and others 2023, arXiv 2307.06948'
     Config = PromptSRCConfig
     presets = dict(published=PromptSRCConfig())

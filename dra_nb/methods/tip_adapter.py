@@ -38,6 +38,8 @@ ALPHA = dict(dtd=2., eurosat=2., fgvc_aircraft=5.)      # where it is not 1.17
 class TipAdapter(Method):
     "Votes of the shots beside CLIP's logits; nothing is trained."
     name = 'tip-adapter'
+    not_read = ('epochs', 'batch_size', 'lr', 'optimizer', 'momentum', 'weight_decay', 'eps',
+                'warmup_epochs', 'warmup_lr')
     paper = 'Zhang and others 2022, arXiv 2207.09519'
     Config = TipAdapterConfig
     presets = dict(published=TipAdapterConfig())
@@ -121,6 +123,7 @@ class TipAdapter(Method):
 class TipAdapterF(TipAdapter):
     "Tip-Adapter whose keys are trained."
     name = 'tip-adapter-f'
+    not_read = ('warmup_epochs', 'warmup_lr')
     search = {'train.lr': (.001, .003, .01), 'config.alpha': (1.17, 10.)}
     epoch_is_step = False
     buffers_saved = ('values',)
