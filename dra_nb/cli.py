@@ -20,7 +20,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -633,8 +632,9 @@ def _evaluate(args):
         seconds = dict(test=time.perf_counter()-start)
         append_result(args.out, dict(
             dataset=data.name, subset=args.subset, clip=_clip_facts(args), weights=args.weights,
-            template=template, precision='bf16' if amp == 'bf16' else 'fp32', metrics=dict(accuracy=found), counts=dict(test=len(data.test)),
-            seconds=seconds, versions=versions()))
+            template=template, precision='bf16' if amp == 'bf16' else 'fp32',
+            metrics=dict(accuracy=found), counts=dict(test=len(data.test)), seconds=seconds,
+            versions=versions()))
         print(f'added to {args.out}')
 
 # %% ../nbs/14_cli.ipynb #b1ee2b13
@@ -700,7 +700,8 @@ def _image_files(words):
 # %% ../nbs/14_cli.ipynb #8cb4225e
 def _predict(args):
     "Print the most probable classes of every image."
-    from dra_nb.data import Item, open_image
+    from dra_nb.data import Item
+    from dra_nb.data.images import check_images_readable
     from dra_nb.evaluation import predictions
     from dra_nb.methods import as_method
     _check_template(args.template)
@@ -712,20 +713,20 @@ def _predict(args):
                          'name them, such as --classes "cat,dog"')
     template = args.template or facts.get('template', 'a photo of a {}.')
     paths = _image_files(args.images)
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(open_image, paths):           # all of them, before anything is printed
-            pass
     items = [Item(path, 0, '') for path in paths]
+    check_images_readable(items)
     method = as_method(_with_weights(args))
     _check_reads_template(args.template, type(method), method.config)
     _check_prompts(method, names, template)
     _warn_of_photographs(args, items)
     _warn_of_names(method.model, names)
-    found = predictions(method, items, names, template, amp=_amp(facts), probabilities=True)
-    for path,row in zip(paths, found):
-        best = row.topk(min(args.top, len(names)))
-        pairs = zip(best.values.tolist(), best.indices.tolist())
-        print(path, *(f'{names[i]} {100*share:.1f} %' for share,i in pairs), sep='  ')
+    def show(rows, answers):
+        for row,shares in zip(rows, answers):
+            best = shares.topk(min(args.top, len(names)))
+            pairs = zip(best.values.tolist(), best.indices.tolist())
+            shown = [f'{names[i]} {100*share:.1f} %' for share,i in pairs]
+            print(paths[row], *shown, sep='  ', flush=True)
+    predictions(method, items, names, template, amp=_amp(facts), probabilities=True, show=show)
 
 # %% ../nbs/14_cli.ipynb #f8b04897
 def _predict_arguments(parser):

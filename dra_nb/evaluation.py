@@ -30,7 +30,8 @@ def predictions(
     batch_size=100,              # images at a time
     seen=None,                   # was the method trained on these classes? asks it if None
     amp='off',                   # precision, as in `TrainConfig`
-    probabilities=False          # give those instead of labels?
+    probabilities=False,         # give those instead of labels?
+    show=None                    # show(rows, answers): told of every batch when it is done
 )->Tensor:                       # labels (n,), or probabilities (n,C)
     "The most probable class of every image; the model is left as it was."
     check_number('batch_size', batch_size, least=1, whole=True)
@@ -51,6 +52,8 @@ def predictions(
                     images.prefetch(following)                # read while this batch is computed
                 logits = method.logits(normalize(x, clip.mean, clip.std)).float()
                 found.append(logits.softmax(-1) if probabilities else logits.argmax(-1))
+                if show is not None:
+                    show(rows, found[-1].cpu())
     return torch.cat(found).cpu()
 
 def accuracy(

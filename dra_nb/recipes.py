@@ -145,7 +145,7 @@ def mixed_precision(
 def _read_word(name, word, default):
     "A word of the command line as a value of the default's type."
     kinds = {bool: "true or false", int: "a whole number", float: "a number",
-             tuple: "values with commas"}
+             tuple: "numbers with commas"}
     try:
         if isinstance(default, bool):
             return dict(true=True, false=False)[word.lower()]
