@@ -20,6 +20,7 @@ from PIL import Image
 
 from dra_nb import __version__
 from dra_nb.cli import COMMANDS, main
+from dra_nb.data import open_image
 from dra_nb.files import read_tensors, write_tensors
 from dra_nb.methods import METHODS, method_names
 
@@ -244,6 +245,27 @@ def test_warnings_a_newcomer_needs(tiny, own, tmp_path, call):
     assert code == 0 and 'guessing gives 25 %' in err
     code, _, err = call('data', 'check', 'vehicles')
     assert (code, err) == (0, '')
+
+
+def test_predict_reads_a_file_once_and_answers_as_it_goes(tmp_path, tiny, call, monkeypatch):
+    "A picture whose end is missing stops it at its batch; the answers before stand."
+    paint(tmp_path/'many', 0, n=102)
+    opened = []
+
+    def open_counted(path):
+        opened.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr('dra_nb.data.images.open_image', open_counted)
+    words = 'predict', tmp_path/'many', '--classes', 'cat,dog', '--pretrained', tiny[0]
+    code, out, err = call(*words)
+    assert code == 0 and len(out.splitlines()) == len(opened) == len(set(opened)) == 102, err
+    last = out.splitlines()[-1].split('  ')[0]
+    Path(last).write_bytes(Path(last).read_bytes()[:-900])
+    code, out, err = call(*words)
+    assert code == 2 and len(out.splitlines()) == 100, err
+    said = f'dra-nb: image: {last} cannot be read as an image (its end is missing)'
+    assert err.splitlines()[-1] == said
 
 
 def test_class_list_files(tmp_path, own, tiny, call):
@@ -722,7 +744,7 @@ MISTAKES = {
         'bench --datasets {own} --pretrained {tmp}/none --out {tmp}/r', 'which is not a file'),
     'no word after --weights': ('evaluate vehicles --weights=', "weights: got ''"),
     'no adapters': ('evaluate vehicles --weights {tmp} {clip}', 'weights.safetensors'),
-    'corrupt image': ('predict {bad} --classes cat,dog {clip}', 'bad.png cannot be read'),
+    'corrupt image': ('predict {bad} --classes cat,dog {clip}', 'bad.png, which cannot be read'),
     'missing image': ('predict {tmp}/none.png --classes cat,dog {clip}', 'none.png'),
     'folder without images': ('predict {tmp} --classes cat,dog {clip}', 'holds no images'),
     'one class': ('predict {good} --classes cat {clip}', 'at least 2'),
@@ -750,7 +772,7 @@ MISTAKES = {
     'demo of no such set': ('demo --dataset nowhere --out {tmp}/d', "unknown data set 'nowhere'"),
     'text in place of weights': ('evaluate vehicles --pretrained {text}', 'text.txt is no file of'),
     'text in place of an image': (
-        'predict {text} --classes cat,dog {clip}', 'text.txt cannot be read as an image'),
+        'predict {text} --classes cat,dog {clip}', 'text.txt, which cannot be read as an image'),
     'an image in place of a list': (
         'predict {good} --classes {good} {clip}', 'good.png: cannot be read as'),
     'a name twice': ('predict {good} --classes cat,cat,dog {clip}', "got 'cat' 2 times"),
@@ -769,6 +791,17 @@ MISTAKES = {
     'a range of seeds': ('bench --seeds 1-3 --out {tmp}/r', "seeds: got '1-3', allowed whole"),
     'shots in words': ('fit {own} --shots few --out {tmp}/w', "shots: got 'few', allowed whole"),
     'a share that is no number': ('paper table1 --plan --share nan', 'share: got nan'),
+    'a sentence where one is learned': (
+        'fit {own} --method cocoop --template {{}}. --out {tmp}/w {clip}', 'sentence is learned'),
+    'a sentence where a guide stands': (
+        'fit oxford_pets --method kgcoop --template {{}}. --out {tmp}/w {clip}', 'its guide is'),
+    'steps of a method without any': (
+        'fit {own} --method tip-adapter --epochs 77 --out {tmp}/w {clip}', 'epochs: got 77, which'),
+    'a field that one method does not read': (
+        'bench --methods dra lfa --datasets {own} --train warmup_epochs=1 --out {tmp}/r {clip}',
+        'lfa: warmup_epochs: got 1, which'),
+    'numbers with commas': (
+        'fit vehicles --train area=a,b --out {tmp}/w', "area: got 'a,b', allowed numbers with"),
     'text in place of JSON lines': ('evaluate vehicles --out {text}', 'is no JSON object'),
     'bad value of a tuple': (
         'fit {own} --shots 2 --set ratios=a --out {tmp}/w {clip}', "ratios: got 'a'"),

@@ -2,23 +2,25 @@
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import save_tiny_clip
 from PIL import Image
 
 from dra_nb.bench.results import read_results
 from dra_nb.bench.runs import best_point, changed_in_all
 from dra_nb.cli import main
-from dra_nb.data import load_dataset
-from dra_nb.evaluation import accuracy
+from dra_nb.data import few_shot_split, load_dataset
+from dra_nb.evaluation import accuracy, predictions
 from dra_nb.files import read_tensors, write_tensors
-from dra_nb.methods import METHODS, find_method, load_method, method_names
+from dra_nb.methods import METHODS, build_method, find_method, load_method, method_names
 from dra_nb.methods.base import register
+from dra_nb.training import fit
 from dra_nb.weights import load_clip
 
 COLOURS = ('red', 'green', 'deep_blue', 'grey')
@@ -231,6 +233,46 @@ def test_shots_vote_for_their_own_classes(call, pictures, tmp_path):
     assert call(*own, *weights) == call('predict', picture, *weights) != call(*own)
     names = paint(tmp_path/'others', ('one', 'two', 'three', 'four'))
     assert percent(call('evaluate', names, *weights)) == percent(call('evaluate', names))
+
+
+WAITS = pytest.mark.xfail(reason='24_maple has no line `reads_template = False`')
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=WAITS if name == 'maple' else ())
+                                  for name in METHODS if name != 'zero-shot'])
+def test_a_sentence_is_read_where_the_method_says_so(name, clip, pictures):
+    "Otherwise weights and answers are the same to the bit."
+    data = few_shot_split(load_dataset(str(pictures)), 1, 1)
+    found = []
+    for sentence in ('a photo of a {}.', 'my old {} is here.'):
+        method = build_method(name, load_clip('glyph-clip', clip[3], 'cpu'))
+        _, train = method.recipe()
+        fit(method, data._replace(template=sentence), replace(train, epochs=1), bar=False)
+        answers = predictions(method, data.test[:2], data.classnames, sentence, probabilities=True)
+        found.append([*method.state().values(), answers])
+    assert all(map(torch.equal, *found)) == (not method.reads_template)
+
+
+CHANGES = dict(epochs=3, batch_size=3, lr=.0123, optimizer='adam', weight_decay=.3,
+               warmup_epochs=2, warmup_lr=3e-3)
+
+
+@pytest.mark.parametrize('name', [name for name, cls in METHODS.items() if cls.not_read])
+def test_fields_that_a_method_does_not_read(name, clip, pictures):
+    "These and no others leave the weights as they are, to the bit."
+    data = few_shot_split(load_dataset(str(pictures)), 2, 1)
+
+    def weights(**changes):
+        method = build_method(name, load_clip('glyph-clip', clip[3], 'cpu'))
+        _, train = method.recipe()
+        recipe = dict(epochs=2, batch_size=4, warmup_epochs=1) | changes
+        fit(method, data, replace(train, **recipe), bar=False)
+        return [p.detach() for p in method.state().values()]
+
+    first = weights()
+    same = {field for field, value in CHANGES.items()
+            if all(map(torch.equal, first, weights(**{field: value})))}
+    assert same == CHANGES.keys() & set(METHODS[name].not_read)
 
 
 def test_votes_of_another_form_are_named(call, clip, pictures, tmp_path):
