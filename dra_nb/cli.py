@@ -559,14 +559,16 @@ def _check_same_clip(saved, args):
                          f'({saved.get("digest")}), got {ours["name"]} ({ours["digest"]}); '
                          'allowed is the same model with the same weights')
 
-def _amp(facts):
-    "The precision to test in, as bench does: that of the recipe the weights were trained by."
-    from dra_nb.recipes import TrainConfig
-    if not facts:
-        return TrainConfig().amp
-    train = facts.get('train')
-    amp = train.get('amp') if isinstance(train, dict) else None
-    return amp if amp in ('auto', 'bf16') else 'off'
+def _amp(facts, device):
+    "The precision to test in, as bench does: that of the recipe, or 'auto' for zero-shot CLIP."
+    from dra_nb.recipes import resolve_amp
+    run, train = facts.get('run'), facts.get('train')
+    amp = train.get('amp') if isinstance(train, dict) else 'off'
+    # bench writes what its device made of 'auto'; another kind of device decides anew
+    elsewhere = isinstance(run, dict) and run.get('device') != device.type
+    if not facts or elsewhere:
+        amp = 'auto'
+    return resolve_amp(amp if amp in ('auto', 'bf16') else 'off', device)
 
 def _sentence(args, facts, method, data):
     "The sentence of a test: one that the user gave, else the method's for this data set."
@@ -608,7 +610,6 @@ def _evaluate(args):
     from dra_nb.data import load_dataset
     from dra_nb.evaluation import accuracy, append_result
     from dra_nb.methods import as_method
-    from dra_nb.recipes import resolve_amp
     if args.template != 'field':
         _check_template(args.template)
     _check_model(args)
@@ -621,7 +622,7 @@ def _evaluate(args):
     start = time.perf_counter()
     method = as_method(_with_weights(args))
     _check_reads_template(args.template, type(method), method.config)
-    template, amp = _sentence(args, facts, method, data), resolve_amp(_amp(facts), method.device)
+    template, amp = _sentence(args, facts, method, data), _amp(facts, method.device)
     _check_prompts(method, data.classnames, template)
     _warn_of_photographs(args, data.test)
     seen = method.knows(data.classnames, data.name)
@@ -726,7 +727,8 @@ def _predict(args):
             pairs = zip(best.values.tolist(), best.indices.tolist())
             shown = [f'{names[i]} {100*share:.1f} %' for share,i in pairs]
             print(paths[row], *shown, sep='  ', flush=True)
-    predictions(method, items, names, template, amp=_amp(facts), probabilities=True, show=show)
+    amp = _amp(facts, method.device)
+    predictions(method, items, names, template, amp=amp, probabilities=True, show=show)
 
 # %% ../nbs/14_cli.ipynb #f8b04897
 def _predict_arguments(parser):
