@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checks import check_number, did_you_mean
+from .checks import check_number, did_you_mean, nearest
 from .files import check_weights, file_digest, parse_json, read_tensors, write_tensors
 
 # %% ../nbs/16_weights.ipynb #2a93ed0a
@@ -219,7 +219,11 @@ def check_model_name(
     if name not in open_clip.list_models():
         choices = ['glyph-clip', *_supported()]
         fitting = [other for other in _supported() if _fits(other, pretrained)]
-        hint = did_you_mean(str(name).replace('/', '-'), fitting or choices, repr)
+        word = str(name).replace('/', '-')
+        hint = did_you_mean(word, fitting or choices, repr)
+        meant = nearest(word, choices)
+        if not hint and meant:                 # the fitting name may be a longer one
+            hint = did_you_mean(meant[0], fitting, repr)
         raise ValueError(f'name: got {name!r}, {allowed}{hint}')
     why = _unsupported(name)
     if why:

@@ -371,6 +371,7 @@ def test_names_that_pass_have_the_towers_of_this_package():
 NEARLY = [('ViT-B/16', None, 'ViT-B-16'), ('ViT-B/16', 'openai', 'ViT-B-16-quickgelu'),
           ('ViT-L/14', None, 'ViT-L-14'), ('ViT-L/14@336px', 'openai', 'ViT-L-14-336-quickgelu'),
           ('vit-b-32', None, 'ViT-B-32'), ('ViTB16', None, 'ViT-B-16'),
+          ('ViT-B16', 'openai', 'ViT-B-16-quickgelu'),
           ('glyphclip', None, 'glyph-clip'), ('Glyph-CLIP', None, 'glyph-clip')]
 
 @pytest.mark.parametrize('given, pretrained, meant', NEARLY)

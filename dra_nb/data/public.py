@@ -24,6 +24,7 @@ from scipy.io import loadmat
 
 from .items import (
     Dataset, as_dataset, base_new, cut_class, few_shot, is_aside, is_image_name, read_split)
+from ..checks import did_you_mean
 from ..files import read_json, read_text_lines
 
 # %% ../../nbs/17_datasets.ipynb #e80b4a1e
@@ -643,7 +644,7 @@ def public_set(name:str)->PublicSet:
     "What is known about the set of this name."
     if name not in PUBLIC_SETS:
         raise ValueError(f'name: got {name!r}, which is no public data set; allowed: '
-                         f'{", ".join(REAL)}')
+                         f'{", ".join(REAL)}{did_you_mean(name, REAL, repr)}')
     return PUBLIC_SETS[name]
 
 # %% ../../nbs/17_datasets.ipynb #a82ed357
