@@ -7,24 +7,31 @@ __all__ = ['predictions', 'accuracy', 'harmonic_mean', 'train_and_test', 'base_t
 
 # %% ../nbs/13_evaluation.ipynb #c5d6e6ce
 import json
+import os
 import time
 
 import torch
 from torch import Tensor
 
 from .checks import check_number
-from .data import base_new, few_shot_split, normalize
+from .data import Item, base_new, few_shot_split, normalize
 from .data.images import TestImages, check_images_exist, check_images_readable
+from .data.items import check_items
 from .files import append_line
 from .methods.base import as_method, check_loaded
 from .recipes import TrainConfig, mixed_precision
 from .training import fit, naming_full_memory
 
 # %% ../nbs/13_evaluation.ipynb #ede17816
+def _without_paths(items):
+    "A list of items in which paths are items without a label."
+    check_items(items, paths=True)
+    return [Item(os.fspath(o), 0, '') if isinstance(o, (str, os.PathLike)) else o for o in items]
+
 @naming_full_memory()
 def predictions(
     model,                       # open_clip model, or a `Method`
-    items:list,                  # images
+    items:list,                  # images: `Item`s or paths
     classnames:list,             # to choose among
     template='a photo of a {}.', # prompt with one {}
     batch_size=100,              # images at a time
@@ -35,6 +42,7 @@ def predictions(
 )->Tensor:                       # labels (n,), or probabilities (n,C)
     "The most probable class of every image; the model is left as it was."
     check_number('batch_size', batch_size, least=1, whole=True)
+    items = _without_paths(items)
     check_images_exist(items)
     if not items:
         raise ValueError('items: got an empty list, at least one image is needed')
@@ -66,6 +74,7 @@ def accuracy(
     amp='off'                    # precision, as in `TrainConfig`
 )->float:                        # percent
     "Share of images whose most probable class is the right one."
+    check_items(items)
     labels = torch.tensor([o.label for o in items])
     if items and labels.max() >= len(classnames):
         raise ValueError(f'classnames: got {len(classnames)} names, but a label is {labels.max()}')

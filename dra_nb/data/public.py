@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.io import loadmat
 
+from ..checks import did_you_mean
 from .items import (
     Dataset, as_dataset, base_new, cut_class, few_shot, is_aside, is_image_name, read_split)
-from ..checks import did_you_mean
 from ..files import read_json, read_text_lines
 
 # %% ../../nbs/17_datasets.ipynb #e80b4a1e
