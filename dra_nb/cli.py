@@ -624,6 +624,7 @@ def _evaluate(args):
     _check_reads_template(args.template, type(method), method.config)
     template, amp = _sentence(args, facts, method, data), _amp(facts, method.device)
     _check_prompts(method, data.classnames, template)
+    _warn_of_names(method.model, data.classnames)
     _warn_of_photographs(args, data.test)
     seen = method.knows(data.classnames, data.name)
     found = accuracy(method, data.test, data.classnames, template, seen=seen, amp=amp)
@@ -672,7 +673,8 @@ def _class_list(
         if times > 1:
             raise ValueError(f'classes: got {name!r} {times} times, allowed is each name once')
     if len(names) < 2:
-        raise ValueError(f'classes: got {len(names)} name(s) in {text!r}, at least 2 are needed')
+        where = f'{text}, one a line' if os.path.isfile(text) else repr(text)
+        raise ValueError(f'classes: got {len(names)} name(s) in {where}; at least 2 are needed')
     return names
 
 def _names_in_file(path):
@@ -944,7 +946,11 @@ def _bench(args):
         if not args.methods:
             methods = [method for method in methods if find_method(method)[0].search]
         _check_search(args.search, methods)     # before any work
+        if args.protocol not in (None, 'inner-split'):
+            raise ValueError(f'protocol: got {args.protocol!r} with --search, allowed is '
+                             'inner-split')
         args.protocol = 'inner-split'
+    args.protocol = args.protocol or 'base-to-new'
     runs = _plan(args, methods, _sources(args), args.seeds)
     runs = at_points(runs) if args.search else runs
     with _RunLines() as lines:
@@ -955,13 +961,18 @@ def _bench(args):
         return
     parts = [part for part in _tables(records, args.protocol) if part]
     n = len(records)
-    print('\n' + '\n\n'.join(parts) + f'\n\n{n} run{"s" if n > 1 else ""} in {args.out}')
+    parts += [_OF_TABLES, f'{n} run{"s" if n > 1 else ""} in {args.out}']
+    print('\n' + '\n\n'.join(parts))
+
+_OF_TABLES = ('± is the standard deviation over seeds; of a difference, half of the 95 % interval '
+              'over sets.\nHM is that of the two means; a difference in HM is the mean of those of '
+              'the sets and seeds.')
 
 # %% ../nbs/14_cli.ipynb #23d6df3e
 def _bench_arguments(parser):
-    parser.add_argument('--protocol', default='base-to-new', help='base-to-new; cross: train on '
-                        'one set, test on others and on its shifts; domain-shift: on its shifts '
-                        'only; inner-split: without any test image (default: %(default)s)')
+    parser.add_argument('--protocol', help='base-to-new; cross: train on one set, test on others '
+                        'and on its shifts; domain-shift: on its shifts only; inner-split: '
+                        'without any test image (default: base-to-new; inner-split with --search)')
     parser.add_argument('--methods', nargs='+',
                         help=f'such as dra or dra-paper (default: {" ".join(BENCH_METHODS)}; '
                         'with --search those of them that have one)')
@@ -1199,8 +1210,11 @@ def _paper(args):
     elif args.table == 'fig3':
         _say('no figure: no row is whole, so no file was written')
     lacking = missing_line(plan, records, _paper_command(args))
-    if args.format != 'csv':
-        print(f'\n{len(records)} of {len(plan.runs)} runs in {args.out}')
+    made = f'{len(records)} of {len(plan.runs)} runs in {args.out}'
+    if args.format == 'latex':               # which takes no other line
+        _say(made)
+    elif args.format != 'csv':
+        print(f'\n{made}')
     elif lacking:
         _say(lacking)
 
@@ -1266,13 +1280,13 @@ def _demo(args):
     _check_model(args)
     _check_folder(args.out)
     start = time.perf_counter()
-    print(f'{args.dataset}: trained on base classes, tested on base and on new ones', flush=True)
     out = Path(args.out)
+    methods = ['dra', 'adapter', 'lfa', 'zero-shot']            # the longest first
+    if args.set or args.train:
+        methods.remove('lfa')           # the settings that were given are those of the other two
+    runs = _plan(args, methods, [args.dataset], args.seeds, 8)
+    print(f'{args.dataset}: trained on base classes, tested on base and on new ones', flush=True)
     with _RunLines() as lines:
-        methods = ['dra', 'adapter', 'lfa', 'zero-shot']            # the longest first
-        if args.set or args.train:
-            methods.remove('lfa')       # the settings that were given are those of the other two
-        runs = _plan(args, methods, [args.dataset], args.seeds, 8)
         records = run_missing(runs, out/'results', _workers(args), args.device, out/'weights',
                               lines.show)
         last = [run for run in runs if run.method == 'dra'][-1]
