@@ -88,6 +88,14 @@ def test_version_is_said_once(settings):
     assert dra_nb.__version__ == settings['version'] == metadata.version('dra_nb')
 
 
+def test_package_says_what_it_is(settings):
+    import dra_nb
+    assert 'CLIP' in dra_nb.__doc__
+    words = [sys.executable, '-m', 'dra_nb', '--version']
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == f'dra-nb {settings["version"]}\n', done.stderr
+
+
 def test_requirements_have_ranges(settings):
     "A lower bound for each, one line each, nothing twice."
     for key in ('requirements', 'dev_requirements'):
@@ -104,7 +112,7 @@ def test_one_quarto_file():
 def test_every_module_has_its_notebook():
     "One notebook a module, and nothing left over from a notebook that went away."
     for path in MODULES:
-        if path.name == '__init__.py':
+        if path.name in ('__init__.py', '__main__.py'):                # written by hand
             continue
         source = re.search(r'File to edit: (\S+?\.ipynb)', path.read_text(encoding='utf-8'))
         assert source, f'{path.name} was not made from a notebook'

@@ -38,6 +38,7 @@ ROOMS = [
     'bench.training_effects',
     'drawings',
     'cli',
+    '__main__',
 ]
 FLOOR = {module: floor for floor, room in enumerate(ROOMS) for module in room.split()}
 

@@ -1,0 +1,7 @@
+"`python -m dra_nb` is `dra-nb`."
+import sys
+
+from .cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
