@@ -51,8 +51,11 @@ def difference(
 )->Finding:        # None if runs lack
     "Row a − row b, over the sets of the average."
     own = [r for r in records if r.dataset in plan.sets]
+    for label in (a, b):
+        if not {r.dataset for r in own if r.method == label} >= set(plan.sets):
+            return None
     found = mean_paired_difference(own, a, b, metric)
-    if found is None:
+    if found is None:                   # they share no seed
         return None
     said = verdict(*found, margin(metric))
     return Finding(*found, said, printed_difference(plan, a, b, metric))
