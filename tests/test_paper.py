@@ -226,7 +226,7 @@ SETS = f'{", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REA
      "seeds: got '1-3', allowed whole numbers with spaces between, such as 1 2 3"),
     (['table1', '--seeds', '-1'], f'seeds: got -1, allowed whole numbers from 0 to {2**63-1}'),
     (['table1', '--root', ''], "root: got '', allowed is a word that is not empty"),
-    (['table1', '--datasets', 'atlantis'], "name: unknown data set 'atlantis' (did you mean "
+    (['table1', '--datasets', 'atlantis'], "dataset: unknown data set 'atlantis' (did you mean "
      f"'plants'?); allowed: {SETS}; or your own folder of class folders or CSV file"),
     (['table1', '--format', 'word'],
      "format: got 'word', allowed 'markdown', 'latex', 'text', 'csv'"),

@@ -39,7 +39,7 @@ def _unknown(name):
     "The error for a name that is no data set's, no folder's and no file's."
     given = _with_nearest(name, (*SETS, *SHIFTS, *REAL))
     embedded, public = ', '.join((*SETS, *SHIFTS)), ', '.join(REAL)
-    return ValueError(f'name: unknown data set {given}; allowed: {embedded}; '
+    return ValueError(f'dataset: unknown data set {given}; allowed: {embedded}; '
                       f'with a root {public}; or your own folder of class folders or CSV file')
 
 def _load_own(name, root, problems):
@@ -48,8 +48,8 @@ def _load_own(name, root, problems):
         return load_csv(root, name)
     held = sets_in(root)
     if held:
-        raise ValueError(f'name: unknown data set {_with_nearest(name, held)}; root {root} holds '
-                         f'public sets, allowed are {", ".join(held)}')
+        raise ValueError(f'dataset: unknown data set {_with_nearest(name, held)}; root {root} '
+                         f'holds public sets, allowed are {", ".join(held)}')
     return load_folder(root, name, problems=problems)
 
 def load_dataset(
@@ -59,10 +59,11 @@ def load_dataset(
 )->Dataset:
     "A data set by name, folder or file."
     if not isinstance(name, (str, os.PathLike)):
-        raise ValueError(f'name: got {name!r}, allowed is the name of a data set, a folder or a '
-                         'CSV file')
+        raise ValueError(f'dataset: got {name!r}, allowed is the name of a data set, a folder or '
+                         'a CSV file')
     if name == '':
-        raise ValueError("name: got '', allowed is the name of a data set, a folder or a CSV file")
+        raise ValueError("dataset: got '', allowed is the name of a data set, a folder or a CSV "
+                         'file')
     if name in REAL:
         if root is None:
             raise ValueError(f'root: {name} is a public data set, not shipped; '
@@ -72,7 +73,8 @@ def load_dataset(
         return _load_own(name, root, problems)
     if name in (*SETS, *SHIFTS):
         if Path(name).is_dir():
-            warnings.warn(f'name: {name} is the embedded set; the folder of that name is ./{name}')
+            warnings.warn(f'dataset: {name} is the embedded set; the folder of that name is '
+                          f'./{name}')
         return _embedded(name)
     if str(name).lower().endswith('.csv'):
         return load_csv(name)

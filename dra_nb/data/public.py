@@ -643,7 +643,7 @@ def _image_folder(known, folders, paths):
 def public_set(name:str)->PublicSet:
     "What is known about the set of this name."
     if name not in PUBLIC_SETS:
-        raise ValueError(f'name: got {name!r}, which is no public data set; allowed: '
+        raise ValueError(f'dataset: got {name!r}, which is no public data set; allowed: '
                          f'{", ".join(REAL)}{did_you_mean(name, REAL, repr)}')
     return PUBLIC_SETS[name]
 
