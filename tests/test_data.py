@@ -342,5 +342,5 @@ def test_linked_folders_are_followed_once(tmp_path):
 
 @pytest.mark.parametrize('wrong', [None, 5])
 def test_a_name_is_a_text(wrong):
-    with pytest.raises(ValueError, match=f'name: got {wrong}, allowed'):
+    with pytest.raises(ValueError, match=f'dataset: got {wrong}, allowed'):
         load_dataset(wrong)
