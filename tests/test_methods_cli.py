@@ -235,11 +235,7 @@ def test_shots_vote_for_their_own_classes(call, pictures, tmp_path):
     assert percent(call('evaluate', names, *weights)) == percent(call('evaluate', names))
 
 
-WAITS = pytest.mark.xfail(reason='24_maple has no line `reads_template = False`')
-
-
-@pytest.mark.parametrize('name', [pytest.param(name, marks=WAITS if name == 'maple' else ())
-                                  for name in METHODS if name != 'zero-shot'])
+@pytest.mark.parametrize('name', [name for name in METHODS if name != 'zero-shot'])
 def test_a_sentence_is_read_where_the_method_says_so(name, clip, pictures):
     "Otherwise weights and answers are the same to the bit."
     data = few_shot_split(load_dataset(str(pictures)), 1, 1)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attach import (
     attached, detach, evaluating, extra_loss, freeze, set_step, text_batch, towers)
-from ..checks import did_you_mean
+from ..checks import check_number, did_you_mean
 from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
                          project_image, project_text, real_tokens,
                          run_blocks, text_tower)
@@ -71,6 +71,7 @@ class Method(nn.Module):
         if self.Config and not isinstance(config, self.Config):
             got, allowed = type(config).__name__, self.Config.__name__
             raise ValueError(f'config: got {got}, allowed {allowed}')
+        check_number('seed', seed, whole=True)
         self.config = config
         freeze(model)
         try:

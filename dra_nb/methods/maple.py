@@ -40,6 +40,7 @@ class MaPLeConfig:
 class MaPLe(Method):
     "Deep prompts of the text tower, and their linear images in the image tower."
     name = 'maple'
+    reads_template = False
     paper = 'Khattak and others 2023, arXiv 2210.03117'
     Config = MaPLeConfig
     presets = dict(published=MaPLeConfig())
