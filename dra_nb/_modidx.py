@@ -370,6 +370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                          'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics.pooled_sd_over_seeds': ( 'statistics.html#pooled_sd_over_seeds',
                                                                                            'dra_nb/bench/statistics.py'),
+                                         'dra_nb.bench.statistics.refuted': ('statistics.html#refuted', 'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics.replicate_differences': ( 'statistics.html#replicate_differences',
                                                                                             'dra_nb/bench/statistics.py'),
                                          'dra_nb.bench.statistics.summary_row': ( 'statistics.html#summary_row',

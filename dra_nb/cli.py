@@ -1366,7 +1366,12 @@ def _check_data(args):
     names = args.datasets or (REAL if args.root else (*SETS, *SHIFTS))
     bad, problems = [], 0
     for name in names:
-        report = _check(name, args.root, not args.quick)
+        try:
+            report = _check(name, args.root, not args.quick)
+        except ValueError as e:
+            if len(names) == 1:
+                raise
+            report = dict(name=name, problems=[str(e)])    # the other sets are reported, too
         print(_report_line(report), flush=True)
         for line in report['problems']:
             print(f'  {line}')

@@ -894,3 +894,13 @@ def test_weights_of_another_clip(trained, tiny, own, call):
     for other in tiny[1:]:
         code, out, err = call('evaluate', own, '--weights', trained, '--pretrained', other)
         assert code == 2 and 'were trained on glyph-clip' in err and out == ''
+
+
+def test_a_wrong_name_leaves_the_other_reports(call, tmp_path):
+    "All sets are reported, and the command fails with the count."
+    wrong = str(tmp_path/'nothing')
+    code, out, err = call('data', 'check', 'vehicles', wrong, 'food')
+    lines = out.splitlines()
+    assert code == 2 and lines[0].startswith('vehicles ') and lines[-1].startswith('food ')
+    assert lines[1].endswith('not usable') and 'dataset: unknown data set' in lines[2], out
+    assert err.splitlines()[-1].endswith(f'1 kind(s) of problem in 1 of 3 data sets: {wrong}')

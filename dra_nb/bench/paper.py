@@ -669,7 +669,8 @@ def show_table(
         parts.append(beside_table(text, format))
     return '\n\n'.join(part for part in parts if part)
 
-_OF_ROWS = '± is half of the 95 % interval over seeds. The best mean of the most seeds is bold.'
+_OF_ROWS = ('± is half of the 95 % interval over seeds. The best mean among the rows with the most '
+            'seeds is bold.')
 _OF_DIFFERENCES = ('A difference is over the sets and seeds that both rows have, which its last '
                    'two columns give; ± is half of the 95 % interval over sets.')
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mean_std', 'confidence_interval', 'average_over_sets', 'summary_row', 'for_every_seed', 'paired_differences',
-           'mean_paired_difference', 'wilcoxon_p', 'verdict', 'pooled_sd_over_seeds', 'minimal_detectable_difference',
-           'replicate_differences']
+           'mean_paired_difference', 'wilcoxon_p', 'verdict', 'refuted', 'pooled_sd_over_seeds',
+           'minimal_detectable_difference', 'replicate_differences']
 
 # %% ../../nbs/63_statistics.ipynb #59eb76bb
 import math
@@ -161,6 +161,16 @@ def verdict(
     if high < 0:
         return 'worse'
     return 'not decided'
+
+def refuted(
+    mean:float,         # of the difference
+    half:float,         # half of its interval
+    said:str,           # of `verdict`
+    printed:float=None  # the same difference in the paper; None if it is not there
+)->bool:
+    "Is it refuted that a difference is above zero? Not where the interval holds the paper's."
+    left_out = printed is None or abs(printed-mean) > half
+    return said == 'worse' or said == 'equivalent' and left_out
 
 # %% ../../nbs/63_statistics.ipynb #5b5fc1e8
 def pooled_sd_over_seeds(
