@@ -323,8 +323,16 @@ def describe_pictures(html):
 
 
 TABLE = re.compile(r'<table\b.*?</table>', re.S)
+CODE = re.compile(r'(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>)', re.S)
 CELL = re.compile(r'<t([hd])\b([^>]*)>(.*?)(?=</t\1>)', re.S)
 PHONE = 44      # letters that fit beside one another in a table on a narrow phone
+
+
+def join_intervals(html):
+    "Keep a number and the half of its interval on one line; code stays as it is."
+    parts = CODE.split(html)
+    parts[::2] = [re.sub(r'(?<=\d) ± (?=\d)', '\u00a0±\u00a0', part) for part in parts[::2]]
+    return ''.join(parts)
 
 
 def stack_tables(html):
@@ -335,7 +343,8 @@ def stack_tables(html):
         heads, *rest = rows or [[]]
         if not rest or any(len(row) != len(heads) for row in rest):
             return match[0]
-        words = [max(map(len, ' '.join(map(unescape, column)).split()), default=0)
+        # a no-break space holds a word together
+        words = [max(map(len, ' '.join(map(unescape, column)).split(' ')), default=0)
                  for column in zip(*rows)]
         if sum(words) + len(words) <= PHONE:
             return match[0]
@@ -355,7 +364,7 @@ def stack_tables(html):
 
 def help_readers(html, name):
     "Say what pictures, buttons and table heads are; a way past the menu and to the notebook."
-    html = stack_tables(describe_pictures(html))
+    html = stack_tables(join_intervals(describe_pictures(html)))
     html = html.replace('<button title="Copy to Clipboard"',
                         '<button title="Copy to Clipboard" aria-label="Copy this code"')
     html = re.sub(r'<th(?=[\s>])(?![^>]*\bscope=)', '<th scope="col"', html)

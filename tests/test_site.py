@@ -482,6 +482,14 @@ def test_widgets_show_a_picture_instead(pages):
     assert [name for name, html in pages.items() if left.search(html)] == []
 
 
+def test_intervals_stay_on_a_line():
+    "In words and tables, not in code."
+    joined = builder().join_intervals
+    assert joined('<td>−1.20 ± 0.30</td>') == '<td>−1.20\u00a0±\u00a00.30</td>'
+    for same in ('<p>± is half</p>', '<pre>1 ± 2</pre>', '<p><code>1 ± 2</code> and</p>'):
+        assert joined(same) == same
+
+
 def test_wide_tables_become_lists():
     "On a phone: every cell of a table that is too wide knows its head; others stay as they are."
     def table(heads, cells):
