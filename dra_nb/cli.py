@@ -198,17 +198,6 @@ def _warn_of_names(model, classnames):
              f'({shown}); such names may get equal probabilities')
 
 # %% ../nbs/14_cli.ipynb #afbfd2b8
-def _check_reads(cls, own, train):
-    "Refuse a recipe with a field that differs from the method's own and changes nothing."
-    unread = {*cls.not_read, 'eps' if train.optimizer == 'sgd' else 'momentum'}
-    if not train.warmup_epochs:
-        unread.add('warmup_lr')
-    for name,value in asdict(train).items():
-        expected = getattr(own, name)
-        if name in unread and value != expected:
-            raise ValueError(f'{name}: got {value}, which changes nothing of {cls.name} with this '
-                             f'recipe; allowed is {expected}')
-
 def _check_reads_template(template, cls, config):
     "Refuse a sentence that changes nothing: the method's is learned, or the settings hold it."
     guide = getattr(config, 'guide', '')
@@ -244,7 +233,7 @@ def _settings(args, dataset):
     if not train.epochs:
         raise ValueError('epochs: got 0, allowed are whole numbers from 1')
     _check_reads_template(args.template, cls, config)
-    _check_reads(cls, own, train)
+    cls.check_reads(own, train)
     return cls, preset, config, train
 
 def _dataset_name(args):
@@ -338,9 +327,8 @@ class _Lines:
 # %% ../nbs/14_cli.ipynb #44a11c18
 def _clip_facts(args):
     "What names a CLIP."
-    from dra_nb.weights import weights_digest
-    digest = weights_digest(args.model, args.pretrained)
-    return dict(name=args.model, pretrained=args.pretrained, digest=digest)
+    from dra_nb.weights import clip_facts
+    return clip_facts(args.model, args.pretrained)
 
 # %% ../nbs/14_cli.ipynb #a34faa15
 def _check_folder(folder, name='out'):
@@ -532,32 +520,16 @@ COMMANDS['fit'] = Command('train a method on a few shots and save its weights',
 def _facts(args):
     "What is known of the weights that were given; empty without."
     from dra_nb.methods import saved_facts
+    from dra_nb.weights import check_same_clip
     if args.weights is None:
         return {}
     facts = saved_facts(args.weights)
     run = facts.get('run')
     if isinstance(run, dict):                       # written by bench
-        facts['clip'] = dict(name=run.get('clip'), digest=run.get('weights'))
         facts['train'] = run.get('train')
-    _check_same_clip(facts.get('clip'), args)
+    if isinstance(facts.get('clip'), dict):
+        check_same_clip(facts['clip'], _clip_facts(args), args.weights)
     return facts
-
-def _is_file(clip):
-    "Is the digest that of a file? A tag is its own."
-    return clip.get('digest') != clip['pretrained']
-
-def _check_same_clip(saved, args):
-    "Refuse weights that were trained on another CLIP."
-    if not isinstance(saved, dict):
-        return
-    ours = _clip_facts(args)
-    from_bench = 'pretrained' not in saved           # which writes the digest only
-    comparable = from_bench or _is_file(saved) == _is_file(ours)
-    differs = comparable and saved.get('digest') != ours['digest']
-    if saved.get('name') != ours['name'] or differs:
-        raise ValueError(f'weights: those in {args.weights} were trained on {saved.get("name")} '
-                         f'({saved.get("digest")}), got {ours["name"]} ({ours["digest"]}); '
-                         'allowed is the same model with the same weights')
 
 def _amp(facts, device):
     "The precision to test in, as bench does: that of the recipe, or 'auto' for zero-shot CLIP."
@@ -815,7 +787,7 @@ def _check_settings(args, methods, dataset, config, train):
     for method,own in zip(methods, recipes):
         try:
             settings = settings_of(args.protocol, method, dataset, args.model, config, train)
-            _check_reads(find_method(method)[0], own, settings[1])
+            find_method(method)[0].check_reads(own, settings[1])
         except ValueError as e:
             raise ValueError(f'{method}: {e}') from None
 
@@ -1156,6 +1128,12 @@ def _paper_text(args, plan, records):
     return '\n\n'.join(filter(None, parts))
 
 # %% ../nbs/14_cli.ipynb #a53c9d63
+def _card_of(plan):
+    "Speed and share for the hours of a plan: on a processor its own; else the defaults."
+    from dra_nb.bench.plan import processor_tflops
+    on_processor = all(run.device == 'cpu' for run in plan.runs)
+    return dict(tflops=processor_tflops(), share=.5) if on_processor else {}
+
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."
     from dra_nb.bench.paper import (draw_figure3, kinds_table, make_figure4, missing_line,
@@ -1180,7 +1158,8 @@ def _paper(args):
     plan = plan_table(args.table, args.methods, args.datasets, args.seeds, args.model,
                       args.pretrained, args.root, args.device)
     if args.plan:
-        show(plan_text(jobs_of_plan(plan, args.out), format=args.format, **args.card))
+        card = _card_of(plan) | args.card
+        show(plan_text(jobs_of_plan(plan, args.out), format=args.format, **card))
         return
     weights = Path(args.out)/'weights'
     if args.table == 'fig4' and args.done and not has_weights(weights, plan.runs[0]):
@@ -1238,9 +1217,11 @@ def _paper_arguments(parser):
     parser.add_argument('--save', help='file for the table, or for a figure (SVG; default: '
                         'fig3.svg, fig4.svg)')
     parser.add_argument('--tflops',
-                        help='of --plan: what the card does at most (default: 400)')
+                        help='of --plan: what the card does at most (default: 400; without one '
+                        'what the processor does, measured)')
     parser.add_argument('--share',
-                        help='of --plan: how much of that is reached (default: 0.2)')
+                        help='of --plan: how much of that is reached (default: 0.2; of a '
+                        'processor 0.5)')
     _workers_argument(parser)
     _text_chunk_argument(parser)
     parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '

@@ -147,7 +147,7 @@ def cross_dataset(
 )->dict:         # metrics by name of the set, history, counts, seconds
     "Train on the shots of all classes of a set, test on it and, with the same weights, on others."
     drawn = few_shot_split(source, shots, seed)
-    train = train or method.own_recipe('cross', source.name)
+    train = train or method.own_recipe(source.name, 'cross')
     names = [d.name for d in (source, *targets)]
     if len(set(names)) < len(names):
         raise ValueError(f'targets: got the names {", ".join(names)}, allowed are different ones')

@@ -25,7 +25,7 @@ from .data.items import Dataset
 from .files import copy_tensors, json_digest, write_atomically
 from .methods.base import Method, as_method, check_loaded
 from .recipes import (TrainConfig, learning_rate, make_optimizer, mixed_precision,
-                            resolve_amp)
+                            resolve_amp, set_fields)
 from .seeds import generator_for
 
 # %% ../nbs/12_training.ipynb #6f15c545
@@ -433,12 +433,17 @@ def fit(
     checkpoint=None,  # file to save to and to resume from
     every=None,       # steps between checkpoints; an epoch if None
     bar=True,         # show a progress bar, where somebody can see it?
-    text_chunk=None   # class prompts encoded at a time: less memory, more time, the same result
+    text_chunk=None,  # class prompts encoded at a time: less memory, more time, the same result
+    **changes         # fields of the method's recipe that differ, such as epochs=1
 )->list:              # mean loss, accuracy, … of each epoch
     "Train what is trainable on the shots."
     method = as_method(model)
+    if config is not None and changes:
+        raise ValueError(f'config: got a recipe and {", ".join(changes)}, allowed is one of them')
     if config is None:
-        config = method.own_recipe(dataset=getattr(dataset, 'name', ''))
+        own = method.own_recipe(getattr(dataset, 'name', ''))
+        config = set_fields(own, changes)
+        method.check_reads(own, config)
     _check_fit(method, dataset, config, text_chunk, every)
     check_images_readable(dataset.train, dataset.name)
     if not config.epochs:

@@ -35,7 +35,7 @@ def tiny_open_clip(kind=open_clip.CLIP, seed=0):
     model = kind(32, image, text, quick_gelu=True).eval()
     model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
     model.image_size, model.mean, model.std = 32, (.5,)*3, (.25,)*3
-    model.clip_name, model.clip_pretrained, model.preprocess = 'tiny', None, None
+    model.clip_name, model.preprocess = 'tiny', None
     return model
 
 
@@ -46,7 +46,7 @@ def meta_clip(name='ViT-B-16-quickgelu'):
         model = open_clip.CLIP(**config)
     model.tokenizer = open_clip.get_tokenizer(name)
     model.image_size, model.mean, model.std = 224, (.5,)*3, (.25,)*3
-    model.clip_name, model.clip_pretrained = name, None
+    model.clip_name = name
     return model
 
 

@@ -113,7 +113,7 @@ def tiny_clip(seed=0):
     assert not wrong.unexpected_keys and set(wrong.missing_keys) <= {'attn_mask'}, wrong
     model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
     model.image_size, model.mean, model.std = IMAGE, (.5,)*3, (.25,)*3
-    model.clip_name, model.clip_pretrained, model.preprocess = 'tiny', None, None
+    model.clip_name, model.preprocess = 'tiny', None
     return model
 
 

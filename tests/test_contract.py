@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import meta_clip, tiny_open_clip
+from conftest import meta_clip, save_tiny_clip, tiny_open_clip
 from dra_nb.attach import attached, detach, set_step
 from dra_nb.clip import tokenize
 from dra_nb.data import Item
@@ -17,7 +17,7 @@ from dra_nb.evaluation import accuracy, predictions
 from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import Callback, TrainingDiverged, fit
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip
 
 NAMES = ['cat', 'fire engine', 'dog', 'high-speed train', 'cow']
 OTHERS = ['bus', 'sailing boat', 'tram']
@@ -100,6 +100,15 @@ def logits(method, images, names=NAMES, seen=True):
 def test_table_is_complete():
     "A method that is registered is held to the contract."
     assert {find_method(name)[0].name for name in ALL} == set(METHODS)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_built_for_a_data_set(name):
+    "Settings and recipe are those that bench takes for this set and protocol."
+    method = build_method(name, tiny_open_clip(), dataset='eurosat', protocol='cross')
+    cls, preset = find_method(name)
+    config, train = cls.recipe('cross', 'eurosat', 'tiny', preset)
+    assert method.config == config and method.own_recipe('eurosat') == train
 
 
 @pytest.mark.parametrize('name', TRAINED)
@@ -243,6 +252,19 @@ def test_saved_without_facts_the_classes_stay_known(name, shots, images, tmp_pat
         assert seen == (names == NAMES) and loaded.knows(names) == seen
         assert torch.equal(logits(loaded, images, names, loaded.knows(names)),
                            logits(method, images, names, seen))
+
+
+def test_loaded_on_the_clip_it_was_trained_on(tmp_path):
+    "The file of the CLIP decides, wherever it is; a CLIP of another file stays as it is."
+    one = save_tiny_clip(tmp_path/'one.safetensors', 0)
+    other = save_tiny_clip(tmp_path/'other.safetensors', 1)
+    build_method('adapter', load_clip('glyph-clip', one)).save(tmp_path/'weights')
+    moved = one.rename(tmp_path/'moved.safetensors')
+    load_method(tmp_path/'weights', load_clip('glyph-clip', moved))
+    model = load_clip('glyph-clip', other)
+    with pytest.raises(ValueError, match='trained on glyph-clip .* same weights'):
+        load_method(tmp_path/'weights', model)
+    assert not attached(model)
 
 
 @pytest.mark.parametrize('name', LEARNING)

@@ -19,7 +19,7 @@ def clip():
     model = open_clip.create_model(NAME).eval()
     model.tokenizer = open_clip.get_tokenizer(NAME)
     model.image_size, model.mean, model.std = 224, (.5,)*3, (.25,)*3
-    model.clip_name, model.clip_pretrained, model.preprocess = NAME, None, None
+    model.clip_name, model.preprocess = NAME, None
     return model
 
 

@@ -286,7 +286,7 @@ def test_the_embedded_file_loads_and_tells_of_itself():
     m = load_clip('glyph-clip', device='cpu')
     assert facts['config']['model']['layers'] == 12
     assert len(image_tower(m).blocks) == len(text_tower(m).blocks) == 12
-    assert not m.training and m.image_size == 64 and m.clip_pretrained is None
+    assert not m.training and m.image_size == 64 and m.clip_facts['name'] == 'glyph-clip'
 
 def test_saving_weights_that_are_not_finite_is_refused_and_leaves_the_old_file(tmp_path):
     path = glyph_file(tmp_path/'x.safetensors')

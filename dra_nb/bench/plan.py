@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAND_IN', 'Passes', 'Cost', 'passes', 'prompt_length', 'count_cost', 'stored_costs', 'cost_of', 'Size', 'size_of',
            'published_size', 'Work', 'work_of', 'Job', 'works_of', 'median_seconds', 'jobs_of_plan', 'missing_set',
-           'jobs_of_public', 'plan_text', 'Pace', 'time_text']
+           'jobs_of_public', 'processor_tflops', 'plan_text', 'Pace', 'time_text']
 
 # %% ../../nbs/66_plan.ipynb #c4fcc41b
 import csv
@@ -455,9 +455,22 @@ def _measured_hours(jobs):
         return None
     return sum(n*seconds for n,seconds in left)/3600
 
+def processor_tflops(
+    trials=5,         # products of matrices; the fastest counts
+    size=1024         # of the matrices
+)->float:             # TFLOP a second, with all threads
+    "What the processor here does in single precision, at this moment."
+    a = torch.randn(size, size)
+    seconds = []
+    for _ in range(trials):
+        started = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter()-started)
+    return 2*size**3/min(seconds)/1e12
+
 def plan_text(
     jobs:list,        # of `Job`
-    tflops=400.,      # of the card, a second
+    tflops=400.,      # of the card or processor, a second
     share=.2,         # of it that is reached
     format='markdown' # as for `to_table`
 )->str:
@@ -487,7 +500,7 @@ def plan_text(
         row['GiB at most'] = f'{max(job.work.memory for job in own)/2**30:.1f}'
         rows.append(row)
     hard = max(jobs, key=lambda job: job.work.memory)
-    said = (f'Hours: {tflops:g} TFLOP/s, of which {share:.0%} are '
+    said = (f'Hours: {tflops:.3g} TFLOP/s, of which {share:.0%} are '
             f'reached. The most memory takes {hard.label} on {hard.dataset}.\nFLOPs: passes of '
             'the frozen towers, counted, times the passes a method makes, counted on glyph-clip '
             'with the settings of its preset.\nHours are of products only. Starting its operations '

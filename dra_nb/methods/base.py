@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attach import (
     attached, detach, evaluating, extra_loss, freeze, set_step, text_batch, towers)
-from ..checks import check_number, did_you_mean
+from ..checks import check_choice, check_number, did_you_mean
 from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
                          project_image, project_text, real_tokens,
                          run_blocks, text_tower)
@@ -27,6 +27,7 @@ from ..dra import WEIGHTS, config_from
 from ..files import copy_tensors, read_tensors, write_json, write_tensors
 from ..prompts import make_prompts
 from ..recipes import TrainConfig, set_fields, tuned_settings
+from ..weights import check_same_clip
 
 # %% ../../nbs/55_methods.ipynb #58edab89
 def first_trained(
@@ -84,6 +85,7 @@ class Method(nn.Module):
         "The state before any classes are set."
         self.model = model
         self.config = None
+        self.protocol = 'base-to-new'   # that the settings are for
         self.preset_name = None  # of the settings; None: that of this CLIP
         self.trained_on = None   # names of the classes it was trained on, where that is known
         self.trained_set = None  # name of the data set of the shots, where that is known
@@ -138,13 +140,28 @@ class Method(nn.Module):
         return cls.presets.get(name or cls.preset_for(clip))
 
     def own_recipe(self,
-                   protocol='base-to-new',  # or 'cross'
-                   dataset=''               # name of the data set trained on
+                   dataset='',    # name of the data set trained on
+                   protocol=None  # 'base-to-new' or 'cross'; the method's own if None
                   )->TrainConfig:
         "The recipe that belongs to the preset and the CLIP of this method."
         clip = getattr(self.model, 'clip_name', '')
-        _, train = self.recipe(protocol, dataset, clip, self.preset_name)
+        _, train = self.recipe(protocol or self.protocol, dataset, clip, self.preset_name)
         return train
+
+    @classmethod
+    def check_reads(cls,
+                    own:TrainConfig,   # the method's recipe
+                    train:TrainConfig  # what it was changed to
+                   ):
+        "Refuse a changed field that changes nothing of this method."
+        unread = {*cls.not_read, 'eps' if train.optimizer == 'sgd' else 'momentum'}
+        if not train.warmup_epochs:
+            unread.add('warmup_lr')
+        for name,value in asdict(train).items():
+            expected = getattr(own, name)
+            if name in unread and value != expected:
+                raise ValueError(f'{name}: got {value}, which changes nothing of {cls.name} with '
+                                 f'this recipe; allowed is {expected}')
 
     def knows(self,
               classnames:list,  # to be told apart
@@ -428,15 +445,19 @@ def build_method(
     name:str,         # one of `method_names()`
     model:nn.Module,  # an open_clip CLIP; frozen, changed in place
     seed:int=1,       # of the weights that the method adds
-    config=None       # settings; those of the recipe for this CLIP if None
+    config=None,      # settings; those of the recipe if None
+    dataset:str='',   # name of the data set to train on: some settings depend on it
+    protocol='base-to-new'  # or 'cross': some settings depend on it
 )->Method:
-    "A registered method on a CLIP."
+    "A registered method on a CLIP, with the settings of its recipe."
     if not isinstance(model, nn.Module):
         raise ValueError(f'model: got {model!r}, allowed is a CLIP of load_clip')
+    check_choice('protocol', protocol, ('base-to-new', 'cross'))
     cls, preset = find_method(name)
     if config is None and cls.presets:
-        config = cls.preset(preset, getattr(model, 'clip_name', ''))
+        config, _ = cls.recipe(protocol, dataset, getattr(model, 'clip_name', ''), preset)
     method = cls(model, config, seed)
+    method.protocol = protocol
     method.preset_name = preset
     return method
 
@@ -474,7 +495,8 @@ def save_method(
     "Save what was learned, with settings, the classes it was trained on, and facts."
     folder = Path(folder)
     config = asdict(method.config) if method.config is not None else None
-    known = dict(classnames=method.trained_on, dataset=method.trained_set)
+    known = dict(classnames=method.trained_on, dataset=method.trained_set,
+                 clip=getattr(method.model, 'clip_facts', None))
     known = {name: value for name,value in known.items() if value is not None}
     facts = dict(method=method.name, config=config, **{**known, **(facts or {})})
     facts = json.loads(json.dumps(facts))           # as it will be read back: tuples are lists
@@ -499,15 +521,21 @@ def saved_facts(
         raise ValueError(f'{path}: classnames are {names!r}, allowed is a list of names')
     if not isinstance(template, str):
         raise ValueError(f'{path}: template is {template!r}, allowed is a sentence')
+    run = facts.get('run')
+    if isinstance(run, dict):                       # written by bench
+        facts['clip'] = dict(name=run.get('clip'), digest=run.get('weights'))
     return facts
 
 def load_method(
     folder,          # of `save_method`
     model:nn.Module  # an open_clip CLIP; frozen, changed in place
 )->Method:
-    "A saved method on a CLIP; the CLIP is as it was if the weights do not fit."
+    "A saved method on the CLIP it was trained on; the CLIP is as it was if it is another."
     path = Path(folder)/WEIGHTS
     facts = saved_facts(folder)
+    trained_on, ours = facts.get('clip'), getattr(model, 'clip_facts', None)
+    if isinstance(trained_on, dict) and ours:      # made by hand, a CLIP has no file
+        check_same_clip(trained_on, ours, folder)
     tensors, _ = read_tensors(path)
     if facts['method'] not in METHODS:
         raise ValueError(f'{path}: method {facts["method"]!r}, allowed {", ".join(METHODS)}')
