@@ -8,6 +8,7 @@ __all__ = ['check_choice', 'check_choices', 'check_number', 'nearest', 'did_you_
 # %% ../nbs/56_checks.ipynb #4abd37e9
 import difflib
 import math
+import numbers
 
 # %% ../nbs/56_checks.ipynb #a6d70cf4
 def check_choice(name,    # of the setting, for the message
@@ -60,9 +61,9 @@ def check_number(name,        # of the setting, for the message
                  whole=False, # whole numbers only?
                 ):
     "Refuse a value that is no finite number within bounds."
-    kinds = int if whole else (int, float)
-    good = isinstance(given, kinds) and not isinstance(given, bool)
-    if good and isinstance(given, float):
+    kind = numbers.Integral if whole else numbers.Real     # NumPy's are, too
+    good = isinstance(given, kind) and not isinstance(given, bool)
+    if good and not isinstance(given, numbers.Integral):
         good = math.isfinite(given)
     if good:
         good = ((least is None or given >= least) and (most is None or given <= most)

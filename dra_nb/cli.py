@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'BENCH_METHODS', 'Command', 'build_parser', 'main']
 # %% ../nbs/14_cli.ipynb #8be1171a
 import argparse
 import contextlib
+import csv
 import errno
 import json
 import math
@@ -660,15 +661,18 @@ def _names_in_file(path):
 # %% ../nbs/14_cli.ipynb #85bed0a9
 def _image_files(words):
     "Image files, and those below folders."
-    from dra_nb.data.folders import images_below
+    from dra_nb.data.folders import images_below, unread_below, unread_words
     paths = []
     for word in words:
         if not os.path.isdir(word):
             paths.append(word)
             continue
-        found = images_below(word)
+        found, unread = images_below(word), unread_below(word)
+        but = unread_words(unread) if unread else ''
         if not found:
-            raise ValueError(f'images: the folder {word} holds no images')
+            raise ValueError(f'images: the folder {word} holds no images'+(but and f', but {but}'))
+        if but:
+            _say(f'{word}: {but}')
         paths += found
     return paths
 
@@ -680,6 +684,7 @@ def _predict(args):
     from dra_nb.evaluation import predictions
     from dra_nb.methods import as_method
     _check_template(args.template)
+    _check_file(args.out)
     _check_model(args)
     facts = _facts(args)
     names = _class_list(args.classes) if args.classes else facts.get('classnames')
@@ -695,14 +700,29 @@ def _predict(args):
     _check_prompts(method, names, template)
     _warn_of_photographs(args, items)
     _warn_of_names(method.model, names)
+    lines = []
     def show(rows, answers):
         for row,shares in zip(rows, answers):
             best = shares.topk(min(args.top, len(names)))
-            pairs = zip(best.values.tolist(), best.indices.tolist())
-            shown = [f'{names[i]} {100*share:.1f} %' for share,i in pairs]
+            line, shown = [paths[row]], []
+            for share,i in zip(best.values.tolist(), best.indices.tolist()):
+                line += [names[i], share]
+                shown.append(f'{names[i]} {100*share:.1f} %')
             print(paths[row], *shown, sep='  ', flush=True)
+            lines.append(line)
     amp = _amp(facts, method.device)
     predictions(method, items, names, template, amp=amp, probabilities=True, show=show)
+    if args.out:
+        _write_answers(lines, args.out)
+
+def _write_answers(lines, path):
+    "A CSV file for programs, once all images are classified."
+    from dra_nb.files import write_atomically
+    head = ['image']
+    for k in range(1, len(lines[0])//2+1):
+        head += [f'class {k}', f'probability {k}']
+    with write_atomically(Path(path)) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([head, *lines])
 
 # %% ../nbs/14_cli.ipynb #f8b04897
 def _predict_arguments(parser):
@@ -714,6 +734,7 @@ def _predict_arguments(parser):
                         'weights, "a photo of a {}." without)')
     parser.add_argument('--top', default=3,
                         help='answers for each image (default: %(default)s)')
+    parser.add_argument('--out', help='CSV file for the answers, with probabilities from 0 to 1')
     _model_arguments(parser)
 
 COMMANDS['predict'] = Command('classify images',

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .attach import attached
 from .checks import check_number
+from .clip import check_names
 from .data.images import TrainingImages, check_images_readable, normalize
-from .data.items import Dataset
+from .data.items import Dataset, check_labels
 from .files import copy_tensors, json_digest, write_atomically
 from .methods.base import Method, as_method, check_loaded
 from .recipes import (TrainConfig, learning_rate, make_optimizer, mixed_precision,
@@ -401,7 +402,7 @@ def _check_state(state, path, trainer):
                 refuse(f'is damaged (optimizer, {name} of weight {k})')
 
 # %% ../nbs/12_training.ipynb #092c69df
-def _check_fit(method, dataset, config, text_chunk, every):
+def _check_fit(method, dataset, config, seed, callbacks, text_chunk, every):
     "Refuse what cannot be trained, before anything is changed."
     if not isinstance(dataset, Dataset):
         raise ValueError(f'dataset: got {type(dataset).__name__}, allowed is a `Dataset`, such as '
@@ -410,6 +411,11 @@ def _check_fit(method, dataset, config, text_chunk, every):
         raise ValueError(f'config: got {type(config).__name__}, allowed is a `TrainConfig`')
     if not dataset.train:
         raise ValueError('dataset: the training list is empty')
+    check_labels(dataset.train, check_names(dataset.classnames))
+    check_number('seed', seed, whole=True)
+    for callback in callbacks:
+        if not hasattr(callback, 'before_fit'):
+            raise ValueError(f'callbacks: got {callback!r}, allowed are `Callback`s')
     if config.epochs and type(method).fit is Method.fit and not method.trained():
         raise ValueError('model: nothing to train; call add_dra or add_adapter first')
     if 'flags_before' not in method.model.__dict__:
@@ -444,8 +450,9 @@ def fit(
         own = method.own_recipe(getattr(dataset, 'name', ''))
         config = set_fields(own, changes)
         method.check_reads(own, config)
-    _check_fit(method, dataset, config, text_chunk, every)
+    _check_fit(method, dataset, config, seed, callbacks, text_chunk, every)
     check_images_readable(dataset.train, dataset.name)
+    seed = int(seed)             # NumPy's whole numbers are not JSON's
     if not config.epochs:
         return []
     before = {n: t.detach().clone() for n,t in method.state().items()}
@@ -470,6 +477,7 @@ def fit(
                 raise
         method.trained_on = list(dataset.classnames)
         method.trained_set = dataset.name
+        method.trained_template = method.template_for(dataset)
         trainer.call('before_fit')
         method.fit(trainer)
         trainer.call('after_fit')

@@ -1,4 +1,5 @@
 "The program as it is typed: own images, embedded and public sets, and the mistakes of users."
+import csv
 import json
 import os
 import re
@@ -193,6 +194,18 @@ def test_own_images_from_fit_to_predict(tmp_path, trained, tiny, own, call):
     code, out, err = call('predict', own, '--weights', trained, *clip)  # a folder
     assert code == 0 and len(out.splitlines()) == 32, err
     assert out.startswith(str(own/'deep_blue'/'0.png'))
+    (own/'red'/'new.heic').write_bytes(b'x')
+    code, told, err = call('predict', own, '--weights', trained, '--top', 2, *clip, '--out',
+                           tmp_path/'answers.csv')
+    (own/'red'/'new.heic').unlink()
+    assert code == 0 and '1 picture(s) not read (.heic)' in err
+    with open(tmp_path/'answers.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['image', 'class 1', 'probability 1', 'class 2', 'probability 2']
+    for row,line in zip(rows, told.splitlines(), strict=True):
+        shares = [float(row[f'probability {k}']) for k in (1, 2)]
+        shown = [f'{row[f"class {k}"]} {100*share:.1f} %' for k,share in zip((1, 2), shares)]
+        assert line == '  '.join([row['image'], *shown])
 
 
 def test_one_line_before_and_lines_while_it_trains(tmp_path, tiny, own):

@@ -247,11 +247,29 @@ def test_saved_without_facts_the_classes_stay_known(name, shots, images, tmp_pat
     method.save(tmp_path)
     loaded = load_method(tmp_path, tiny_open_clip())
     assert (loaded.trained_on, loaded.trained_set) == (NAMES, 'toy')
+    assert loaded.trained_template == method.template_for(shots)
     for names in NAMES, OTHERS, NAMES[::-1]:
         seen = method.knows(names)
         assert seen == (names == NAMES) and loaded.knows(names) == seen
         assert torch.equal(logits(loaded, images, names, loaded.knows(names)),
                            logits(method, images, names, seen))
+
+
+def test_features_of_changed_weights_are_computed_anew(images):
+    "After `load_state_dict`; and where somebody wants gradients."
+    method = built('coop')
+    state = {n: t.clone() for n,t in method.state_dict().items()}
+    before = logits(method, images)
+    method.set_classes(NAMES, TEMPLATE)
+    for _ in range(2):
+        method.logits(images).sum().backward()
+    with torch.no_grad():
+        method.logits(images)
+        method.context.mul_(2.)
+        method.load_state_dict({**state, 'context': 3*state['context']})
+        changed = method.logits(images)
+    assert_close(changed, logits(method, images))
+    assert (changed-before).abs().max() > 1e-3
 
 
 def test_loaded_on_the_clip_it_was_trained_on(tmp_path):
