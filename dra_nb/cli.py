@@ -1503,6 +1503,15 @@ def _one_line(error):
     "What an error says, on one line."
     return ' '.join(str(error).split()) or type(error).__name__
 
+def _of_full_disk(error, args):
+    "Which folder has no room, and what to do; '' for another error."
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    out = getattr(args, 'out', None)
+    if out is None or getattr(error, 'errno', None) not in full:
+        return ''
+    more = '; the same command goes on from here' if COMMANDS[args.command].resumes else ''
+    return f'out: {out} cannot be written ({error.strerror}); allowed is a place with room{more}'
+
 def _show_warning(message, *place, **more):
     _say(_one_line(message))
 
@@ -1521,7 +1530,7 @@ def main(
             warnings.showwarning = _show_warning
             command.run(args)
     except (ValueError, OSError, ImportError) as e:
-        _say(_one_line(e))
+        _say(_of_full_disk(e, args) or _one_line(e))
         return 2
     except (KeyboardInterrupt, SystemExit) as e:
         _say('stopped; the same command goes on from here' if command.resumes else 'stopped')

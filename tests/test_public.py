@@ -82,7 +82,7 @@ def test_empty_root(tmp_path):
     for name in REAL:
         line, = problems(name, tmp_path)
         assert line.startswith(f'{name}: no folder ') and 'get it from' in line and '\n' not in line
-    assert 'no folder dtd/images' in problems('dtd', tmp_path/'nowhere')[0]
+    assert 'nowhere\', which is no folder' in problems('dtd', tmp_path/'nowhere')[0]
 
 @pytest.mark.parametrize('name', SETS)
 def test_complete_copy(pristine, expected, name):

@@ -547,7 +547,7 @@ def printed_rows(
             warning = '!' if known and paper.remark else ''
             cells[f'{name}, paper'] = f'{paper.value:.2f}{warning}' if known else ''
             if plan.real:
-                cells[f'{name} − paper'] = _deviation(mean, half, paper, metric) if known else ''
+                cells[f'{name} − paper'] = _deviation(row, metric, paper) if known else ''
         found.append(cells)
     return found
 
@@ -568,16 +568,21 @@ def number_rows(
             cells[f'{name} paper'] = f'{paper.value:.2f}' if known else ''
             cells[f'{name} remark'] = paper.remark if known else ''
             if plan.real:
-                said = verdict(mean-paper.value, half, margin(metric)) if known else ''
-                cells[f'{name} against paper'] = said
+                cells[f'{name} against paper'] = _against(row, metric, paper) if known else ''
         which = ' '.join(map(str, row['seeds'])) or 'any'
         found.append({**cells, 'seeds': len(row['seeds']) or '', 'which seeds': which})
     return found
 
-def _deviation(mean, half, paper, metric):
+def _against(row, metric, paper):
+    "What can be said of ours − the paper's; nothing where a row has no seeds to judge by."
+    mean, half = row[metric]
+    return verdict(mean-paper.value, half, margin(metric)) if row['seeds'] else ''
+
+def _deviation(row, metric, paper):
     "Ours − the paper's, with what can be said of it."
-    said = verdict(mean-paper.value, half, margin(metric))
-    return f'{with_half(mean-paper.value, half, "+")} {said}'
+    mean, half = row[metric]
+    difference = with_half(mean-paper.value, half, '+')
+    return f'{difference} {_against(row, metric, paper)}'.rstrip()
 
 # %% ../../nbs/65_paper.ipynb #411655df
 def difference_rows(

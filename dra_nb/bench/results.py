@@ -297,7 +297,11 @@ class Claim:
             if _holds(self.path, self.void):
                 return False
             who = dict(host=socket.gethostname(), pid=os.getpid(), token=self.token)
-            self.path.write_text(json.dumps(who))
+            try:
+                self.path.write_text(json.dumps(who))
+            except OSError:                 # a full disk: an empty claim would count as another's
+                self.path.unlink(missing_ok=True)
+                raise
         self.held = True
         self.stop = threading.Event()
         threading.Thread(target=self._keep, daemon=True).start()

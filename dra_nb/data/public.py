@@ -651,6 +651,9 @@ def public_set(name:str)->PublicSet:
 def _refuse_missing(name, root, met):
     "Say where the set was looked for and where it comes from."
     known = PUBLIC_SETS[name]
+    if not root.is_dir():
+        raise ValueError(f'root: got {str(root)!r}, which is no folder; allowed is the folder that '
+                         'holds the sets')
     inside = Path(known.images[0])
     if '' in known.images:
         inside = inside/known.landmarks[0]
@@ -663,7 +666,7 @@ def _refuse_missing(name, root, met):
     if met:
         message += f' (looked in {", ".join(str(folder) for folder in met)})'
     outer = [_plain(folder) for folder in known.folders]
-    if not met and _plain(root.absolute().name) in outer and root.is_dir():
+    if not met and _plain(root.absolute().name) in outer:
         raise ValueError(f'{message}; the root is the folder that holds the sets, here perhaps '
                          f'{root.absolute().parent}')
     mirror = f' or {known.mirror}' if known.mirror else ''
@@ -756,6 +759,8 @@ def load_public(name,  # one of `PUBLIC_SETS`
     known, found = public_set(name), find_set(name, root)
     dataset = read_lists(name, found)
     lines = count_differences(name, dataset, found.lists)
+    if found.lists == 'published' and not lines:     # the right counts, but perhaps other lists
+        lines = check_against_published(name, read_split(found.split))
     if found.lists == 'own cut':
         lines.insert(0, f'{known.split} is missing, so the set was cut here and is NOT the '
                         f'published split')
