@@ -98,12 +98,12 @@ def at_moment(
 def above(
     numbers,   # one an adapter
     bar:float
-)->str:        # 'yes', 'no' or 'open'
+)->str:        # 'yes', 'no' or 'not decided'
     "Is the 95 % interval above a bar (yes), below it (no), or neither?"
     mean, half = confidence_interval(numbers)
     if mean-half > bar:
         return 'yes'
-    return 'no' if mean+half < bar else 'open'
+    return 'no' if mean+half < bar else 'not decided'
 
 def verdict_of(
     answers  # of `above`
