@@ -278,7 +278,7 @@ METHOD_STYLES = {                   # method → colour, marker
     'mma': ('#2a9d5c', 'o'),
     'clip-adapter': ('#b5606a', 's'),
     'clip-lora': ('#b055c8', 'v'),
-    'lfa': ('#d43d3d', 'h'),
+    'lfa': ('#d43d3d', 'D'),
     'tip-adapter': ('#7a7a3a', 'X'),
 }
 OTHER_STYLE = '#737373', '.'        # methods of one's own
