@@ -1,4 +1,5 @@
 """Commands that pages tell people to type: all are understood, and runs of the benchmark can be made."""
+import ast
 import json
 import re
 import shlex
@@ -81,3 +82,53 @@ def test_stored_outputs_are_there():
                 if shows_something(''.join(cell['source'])):
                     lost.append(f'{page.stem} {cell["id"]}')
     assert not lost
+
+
+def template_of(source):
+    "A pattern of what a cell shows if it ends with `Markdown(f'…')`; '' for other cells."
+    try:
+        last = ast.parse(source).body[-1]
+    except (SyntaxError, IndexError):
+        return ''
+    call = getattr(last, 'value', None)
+    if not (isinstance(call, ast.Call) and ast.unparse(call.func) == 'Markdown' and call.args):
+        return ''
+    text = call.args[0]
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    pattern = ''
+    for part in parts:
+        literal = isinstance(part, ast.Constant) and isinstance(part.value, str)
+        pattern += re.escape(part.value) if literal else '.*'
+    return pattern
+
+
+def shown_text(cell):
+    "What a cell shows as Markdown, as it is stored."
+    return ''.join(''.join(output.get('data', {}).get('text/markdown', []))
+                   for output in cell['outputs'])
+
+
+def older_than_code(cells):
+    "The cells whose stored text cannot be what their code makes."
+    return [cell['id'] for cell in cells if cell['cell_type'] == 'code' and cell['outputs']
+            and not re.fullmatch(template_of(''.join(cell['source'])) or '.*', shown_text(cell),
+                                 re.DOTALL)]
+
+
+def test_stored_text_is_of_its_code():
+    "The words between the numbers are those of the code: else the page was not run again."
+    old = {}
+    for page in sorted(NBS.glob('*.ipynb')):
+        found = older_than_code(json.loads(page.read_text(encoding='utf-8'))['cells'])
+        if found:
+            old[page.stem] = found
+    assert not old
+
+
+def test_older_text_is_found():
+    source = "n = 3\nMarkdown(f'''**{n} of them hold** here, {n} elsewhere.''')"
+    cell = dict(cell_type='code', id='a', source=source,
+                outputs=[dict(data={'text/markdown': ['**3 of them hold** here, 3 elsewhere.']})])
+    assert older_than_code([cell]) == []
+    assert older_than_code([cell | {'source': source.replace('hold', 'fail')}]) == ['a']
+    assert older_than_code([cell | {'source': 'print(3)'}]) == []
