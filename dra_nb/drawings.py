@@ -14,6 +14,7 @@ from html import escape
 import open_clip
 import torch
 
+from .attach import PLACES
 from .bench.plan import cost_of, passes
 from .bench.tables import to_table
 from .checks import check_choice, check_number
@@ -26,19 +27,24 @@ class DrawnTower:
     "What a method does to a tower; blocks are counted from 1."
     tokens:dict = field(default_factory=dict)   # block → learned tokens that enter there
     beside:tuple = ()      # blocks with a trained module beside them
+    place:str = 'block'    # what in a block it is beside: 'attention', 'mlp', the whole 'block'
     inside:tuple = ()      # blocks whose attention is changed
     after:str = ''         # what is trained on the feature that leaves the tower
     held:bool = False      # does the loss hold the feature to that of the frozen tower?
+
+    def __post_init__(self):
+        check_choice('place', self.place, PLACES)
 
     def words(self, name):
         "The same in a sentence, for those who do not see it."
         parts = []
         if self.tokens:
-            parts.append(f'learned tokens enter blocks {spans(self.tokens)}')
+            parts.append(f'learned tokens enter {_blocks(self.tokens)}')
         if self.beside:
-            parts.append(f'trained modules are beside blocks {spans(self.beside)}')
+            part = dict(attention='the attention of ', mlp='the MLP of ', block='')[self.place]
+            parts.append(f'trained modules are beside {part}{_blocks(self.beside)}')
         if self.inside:
-            parts.append(f'attention is changed in blocks {spans(self.inside)}')
+            parts.append(f'attention is changed in {_blocks(self.inside)}')
         if self.after:
             parts.append(f'trained on its feature: {self.after}')
         if self.held:
@@ -56,6 +62,12 @@ def spans(
         else:
             parts.append([block, block])
     return ', '.join(f'{a}–{b}' if b > a else str(a) for a,b in parts)
+
+def _blocks(numbers):
+    "Such as 'block 1', or 'blocks 1 and 9'."
+    before, comma, last = spans(numbers).rpartition(', ')
+    text = f'{before} and {last}' if comma else last
+    return f'block {text}' if len(numbers) == 1 else f'blocks {text}'
 
 # %% ../nbs/58_drawings.ipynb #8adfc4f0
 GREY, LINE, ORANGE = '#d9d9d9', INK, '#e8850c'
@@ -116,10 +128,10 @@ class MethodDrawing:
         "The drawing in words."
         parts = [self.text.words('Text'), self.image.words('image')]
         if self.joined:
-            parts.append(f'the towers share a part in blocks {spans(self.joined)}')
+            parts.append(f'the towers share a part in {_blocks(self.joined)}')
         if self.made:
-            parts.append("the image tower's tokens are made from the text tower's in blocks "
-                         f'{spans(self.made)}')
+            parts.append("the image tower's tokens are made from the text tower's in "
+                         f'{_blocks(self.made)}')
         if self.net:
             source = dict(image='the image feature', guide="the guide's feature")[self.net]
             parts.append(f'a trained net makes tokens from {source} for text block '
@@ -153,6 +165,10 @@ class MethodDrawing:
                 parts.append(_box(x, bar_y, BLOCK, 8, ORANGE, ORANGE))
             for k in range(min(tower.tokens.get(block, 0), 4)):
                 parts.append(_box(x+8*k-1, token_y, 6, 10, ORANGE, ORANGE))
+        if tower.beside:
+            part = dict(attention='attention', mlp='MLP', block='block')[tower.place]
+            right = self.x(max(tower.beside))+BLOCK
+            parts.append(_text(right+6, bar_y+9, f'beside {part}', 'start'))
         if tower.tokens:
             first = min(tower.tokens)
             number = tower.tokens[first]
@@ -330,11 +346,15 @@ def parameters_on(
     clip='ViT-B-16-quickgelu'   # name of a CLIP of open_clip
 )->int:                         # trained numbers; those of keys depend on the shots, and are none
     "How many numbers a method trains."
+    return sum(p.numel() for p in _trained_on(method, clip).values())
+
+def _trained_on(method, clip='ViT-B-16-quickgelu'):
+    "What a method trains: name → tensor without values."
     with torch.device('meta'):
         model = open_clip.CLIP(**open_clip.get_model_config(clip))
     model.tokenizer = open_clip.get_tokenizer(clip)
     model.clip_name = clip
-    return sum(p.numel() for p in build_method(method, model).trained().values())
+    return build_method(method, model).trained()
 
 def cost_rows(
     methods:list,  # names
@@ -349,8 +369,11 @@ def cost_rows(
         cost = cost_of(method)
         length = unit.context if cost.pads else min(tokens, unit.context)
         size = images, classes, unit, length
-        rows.append(dict(method=method, parameters=parameters_on(method), step=cost.step(*size),
-                         memory=cost.kept(*size), test=cost.test(1, *size[1:])))
+        trained = _trained_on(method)
+        by_shots = any(p.numel() == 0 for p in trained.values())     # keys, before there are shots
+        parameters = sum(p.numel() for p in trained.values())
+        rows.append(dict(method=method, parameters=parameters, by_shots=by_shots,
+                         step=cost.step(*size), memory=cost.kept(*size), test=cost.test(1, *size[1:])))
     return rows
 
 def cost_table(
@@ -359,8 +382,9 @@ def cost_table(
     "A method's costs beside those of others."
     rows = []
     for row in cost_rows(list(dict.fromkeys(methods))):
-        rows.append({'method': row['method'], 'parameters, ViT-B/16': f"{row['parameters']:,}",
+        parameters = 'one vector a shot' if row['by_shots'] else f"{row['parameters']:,}"
+        rows.append({'method': row['method'], 'parameters, ViT-B/16': parameters,
                      'step, GFLOP': f"{row['step']/1e9:.2f}",
-                     'kept, MiB': f"{row['memory']/2**20:.0f}",
+                     'kept for backward, MiB': f"{row['memory']/2**20:.0f}",
                      'test of an image, MFLOP': f"{row['test']/1e6:.0f}"})
     return to_table(rows)
