@@ -34,8 +34,6 @@ class CLIPLoRAConfig:
         check_number('dropout', self.dropout, least=0, below=1)
 
 # %% ../../nbs/2d_clip_lora.ipynb #3b91ae63
-#| code-fold: true
-#| code-summary: "Source of LoRAAttention"
 class LoRAAttention(Beside):
     "Self-attention of a frozen block with low-rank updates of queries, keys and values."
     def __init__(self,

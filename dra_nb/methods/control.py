@@ -93,8 +93,6 @@ class ControlConfig(DRAConfig):
         return DRAConfig(**own)
 
 # %% ../../nbs/2h_dra_control.ipynb #524a1d8a
-#| code-fold: true
-#| code-summary: "Source of class_token_attention"
 @torch.no_grad()
 def class_token_attention(
     attention:nn.MultiheadAttention,  # of a frozen block
@@ -110,8 +108,6 @@ def class_token_attention(
     return logits.softmax(-1).mean(1)[:, 0]
 
 # %% ../../nbs/2h_dra_control.ipynb #82189917
-#| code-fold: true
-#| code-summary: "Source of ControlledDRA"
 class ControlledDRA(DRA):
     "A DRA module whose token and channel scores come from a source of choice."
     recordable = False        # a source may be another one in every step
@@ -208,8 +204,6 @@ class ControlledDRA(DRA):
         return y if self.unit is None else y*self.unit
 
 # %% ../../nbs/2h_dra_control.ipynb #a28ac7dc
-#| code-fold: true
-#| code-summary: "Source of add_control and ranked_by"
 def add_control(
     model:nn.Module,                      # an open_clip ViT CLIP; changed in place
     config:ControlConfig,                 # settings
@@ -239,8 +233,6 @@ def ranked_by(
             m.importance = None
 
 # %% ../../nbs/2h_dra_control.ipynb #8d357a53
-#| code-fold: true
-#| code-summary: "Source of token_kinds"
 def token_kinds(
     model:nn.Module,  # a model of `load_clip` (it carries its tokenizer)
     tokens:Tensor,    # prompts, (C,N)
@@ -255,8 +247,6 @@ def token_kinds(
     return (place <= end).long()+named
 
 # %% ../../nbs/2h_dra_control.ipynb #79082d76
-#| code-fold: true
-#| code-summary: "Source of foreground_pictures and patch_shares"
 def foreground_pictures(
     items:list,   # compositions of Glyphs
     size:int      # side of the images, pixels
@@ -286,8 +276,6 @@ def patch_shares(
     return F.adaptive_avg_pool2d(masks, grid).flatten(1)
 
 # %% ../../nbs/2h_dra_control.ipynb #8ee02341
-#| code-fold: true
-#| code-summary: "Source of DRAControl"
 TIE = 1e-5          # largest number added to break ties; less than 1/(64·255), the least difference
 
 @register

@@ -92,8 +92,6 @@ class LFAConfig:
         check_number('temperature', self.temperature, above=0, most=1e6)
 
 # %% ../../nbs/29_lfa.ipynb #f045e575
-#| code-fold: true
-#| code-summary: "Source of LFA"
 STEPS = dict(caltech101=40, dtd=100, eurosat=50, food101=50, fgvc_aircraft=100, oxford_flowers=50,
              oxford_pets=10, stanford_cars=50, sun397=50, ucf101=100, imagenet=100)
 

@@ -42,8 +42,6 @@ INTENDED = MetaPromptConfig(second_trial='undone', resting_tokens='rest', unders
 FROZEN_SENTENCES = dict(food101='a photo of a {}, a type of food.')
 
 # %% ../../nbs/2a_metaprompt.ipynb #ba0087ce
-#| code-fold: true
-#| code-summary: "Source of MetaPrompt"
 @register
 class MetaPrompt(Method):
     "Deep tokens in both towers, each compared with the other tower as it was."

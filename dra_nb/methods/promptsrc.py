@@ -55,8 +55,6 @@ def epoch_weights(
     return torch.softmax(exponents, 0)
 
 # %% ../../nbs/2c_promptsrc.ipynb #0f9554e3
-#| code-fold: true
-#| code-summary: "Source of PromptSRC"
 @register
 class PromptSRC(Method):
     "Deep tokens in both towers, held to the frozen CLIP."
