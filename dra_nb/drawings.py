@@ -370,10 +370,11 @@ def cost_rows(
         length = unit.context if cost.pads else min(tokens, unit.context)
         size = images, classes, unit, length
         trained = _trained_on(method)
-        by_shots = any(p.numel() == 0 for p in trained.values())     # keys, before there are shots
+        by_shots = any(p.numel() == 0 for p in trained.values())     # keys, without shots
         parameters = sum(p.numel() for p in trained.values())
         rows.append(dict(method=method, parameters=parameters, by_shots=by_shots,
-                         step=cost.step(*size), memory=cost.kept(*size), test=cost.test(1, *size[1:])))
+                         step=cost.step(*size), memory=cost.kept(*size),
+                         test=cost.test(1, *size[1:])))
     return rows
 
 def cost_table(
