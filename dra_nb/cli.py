@@ -439,6 +439,7 @@ def _fit(args):
 # %% ../nbs/14_cli.ipynb #3dec48be
 def _train_and_save(args, method, data, train, facts):
     "The part of a fit that writes to its folder."
+    from dra_nb.bench.runs import ending_cleanly
     from dra_nb.training import TrainingDiverged, fit, naming_full_memory
     steps = method.steps_per_epoch(len(data.train), train)
     numbers = sum(p.numel() for p in method.trained().values())
@@ -449,7 +450,7 @@ def _train_and_save(args, method, data, train, facts):
     out, start = Path(args.out), time.perf_counter()
     lines = [] if sys.stdout.isatty() else [_Lines()]
     try:
-        with naming_full_memory():
+        with naming_full_memory(), ending_cleanly():
             history = fit(method, data, train, args.seed, lines, out/'checkpoint.pt',
                           text_chunk=args.text_chunk)
     except TrainingDiverged as e:
@@ -1195,9 +1196,9 @@ def _paper(args):
         text = kinds_table(kinds, args.format)
     else:
         text = _paper_text(args, plan, records)
-    rows = table_rows(plan, plan.labelled(records))
-    if args.table == 'fig3' and rows:
-        figure = draw_figure3(rows)
+    if args.table == 'fig3':
+        rows = table_rows(plan, plan.labelled(records))
+        figure = draw_figure3(rows) if rows else None
     if args.table.startswith('fig'):
         print(text)
     else:

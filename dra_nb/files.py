@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FLOATS', 'write_atomically', 'lock_file', 'lock_folder', 'append_line', 'write_json', 'as_json', 'parse_json',
            'read_text', 'read_text_lines', 'read_json', 'update_json', 'file_digest', 'json_digest', 'check_weights',
-           'write_tensors', 'read_tensors', 'copy_tensors']
+           'write_tensors', 'write_checkpoint', 'read_tensors', 'copy_tensors']
 
 # %% ../nbs/09_files.ipynb #8941ec9f
 import hashlib
+import io
 import json
 import math
 import os
@@ -247,6 +248,16 @@ def write_tensors(
     facts = {k: json.dumps(v, allow_nan=False) for k,v in metadata.items()}
     with write_atomically(path) as tmp:
         tmp.write_bytes(save(tensors, facts))   # a full disk is an OSError, not one of Rust
+
+def write_checkpoint(
+    path, # the file
+    state # what `torch.load` reads with `weights_only`
+):
+    "Write what `torch.save` makes of a state, atomically."
+    held = io.BytesIO()
+    torch.save(state, held)
+    with write_atomically(path) as tmp:
+        tmp.write_bytes(held.getvalue())        # a full disk is an OSError, not one of C++
 
 def read_tensors(
     path,      # a safetensors file

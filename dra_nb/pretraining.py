@@ -42,7 +42,7 @@ from .data.glyphs import (
     hash_numbers, held_out, labels, monochrome, n_images, paint, uniform_numbers)
 from .data.images import normalize
 from .files import (
-    as_json, file_digest, read_json, read_tensors, write_atomically, write_json)
+    as_json, file_digest, read_json, read_tensors, write_checkpoint, write_json)
 from .recipes import has_bf16
 from .weights import (
     GlyphClipConfig, build_glyph_clip, glyph_clip_facts, load_clip, save_glyph_clip, wait_for)
@@ -330,8 +330,7 @@ def words_of(
                 now = torch.cat([read_texts(model, t)
                                  for t in model.tokenizer(some).split(512)])
             targets = targets@turn_onto(targets[:len(some)], now)
-        with write_atomically(path) as tmp:
-            torch.save(dict(targets=targets, ids=ids), tmp)
+        write_checkpoint(path, dict(targets=targets, ids=ids))
     kept = _read_kept(path)
     targets, rows = kept['targets'].split([len(texts), len(kept['ids'])])
     return Words(texts, targets, kept['ids'], rows)
@@ -560,8 +559,7 @@ class Stage:
         state = dict(model=self.model.state_dict(), average=self.average.weights, step=self.step,
                      steps=self.steps, history=self.history, seconds=self.seconds,
                      optimizers=[o.state_dict() for o in self.optimizers])
-        with write_atomically(self.path) as tmp:
-            torch.save(state, tmp)
+        write_checkpoint(self.path, state)
 
     def run(self,
             batches,   # of the steps that are left

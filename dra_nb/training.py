@@ -7,7 +7,6 @@ __all__ = ['STEPS_BEFORE_RECORDING', 'Callback', 'TrainingDiverged', 'naming_ful
 
 # %% ../nbs/12_training.ipynb #8948b867
 import hashlib
-import io
 import os
 import sys
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from .checks import check_number
 from .clip import check_names
 from .data.images import TrainingImages, check_images_readable, normalize
 from .data.items import Dataset, check_labels
-from .files import copy_tensors, json_digest, write_atomically
+from .files import copy_tensors, json_digest, write_checkpoint
 from .methods.base import Method, as_method, check_loaded
 from .recipes import (TrainConfig, learning_rate, make_optimizer, mixed_precision,
                             resolve_amp, set_fields)
@@ -330,10 +329,7 @@ class Trainer:
         weights, more = self.copies()
         state = dict(identity=self.identity(), step=self.step, history=self.history, sums=sums,
                      optimizer=self.optimizer.state_dict(), weights=weights, more=more)
-        held = io.BytesIO()
-        torch.save(state, held)
-        with write_atomically(self.checkpoint) as tmp:
-            tmp.write_bytes(held.getvalue())    # a full disk is an OSError, not one of C++
+        write_checkpoint(self.checkpoint, state)
 
     def load(self):
         "Continue where the checkpoint was written."

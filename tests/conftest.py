@@ -1,4 +1,5 @@
 "What several test files need: tiny CLIPs with fixed weights, and a folder of images."
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -56,6 +57,14 @@ def save_images(folder, n=6, start=0, size=(48, 40)):
     for i in range(start, start+n):
         pixels = np.random.RandomState(i).randint(0, 255, (size[1], size[0], 3), dtype='uint8')
         Image.fromarray(pixels).save(folder/f'{i}.png')
+
+
+def wait_for(condition, seconds=300, pause=.1):
+    "Wait until something is so."
+    until = time.monotonic()+seconds
+    while not condition():
+        assert time.monotonic() < until, 'waited in vain'
+        time.sleep(pause)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import save_images, save_tiny_clip
+from conftest import save_images, save_tiny_clip, wait_for
 from dra_nb.bench import results
 from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import Claim, Record, find_record, read_results
@@ -258,14 +258,6 @@ def program(tmp_path, world, folder, workers=1, epochs=1):
     words = json.dumps([world, str(folder), workers, epochs])
     return subprocess.Popen([sys.executable, str(script), words], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for(condition, seconds=300):
-    "Wait until something is so."
-    until = time.monotonic()+seconds
-    while not condition():
-        assert time.monotonic() < until, 'waited in vain'
-        time.sleep(.1)
 
 
 def in_session(leader):

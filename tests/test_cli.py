@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_tiny_clip
+from conftest import save_tiny_clip, wait_for
 from miniature import write
 from PIL import Image
 
@@ -408,10 +408,7 @@ def test_demo_with_two_workers(tmp_path, tiny, own):
 def test_a_signal_ends_a_bench_and_its_workers(number, code, tmp_path, tiny, own):
     words = bench_words(own, tiny, 'r', '--workers', 2, '--train', 'epochs=5000')
     run = process(*words, cwd=tmp_path, start_new_session=True)
-    for _ in range(600):
-        if list(tmp_path.glob('r/*.json')) or run.poll() is not None:  # zero-shot is done
-            break
-        time.sleep(.1)
+    wait_for(lambda: list(tmp_path.glob('r/*.json')) or run.poll() is not None)  # zero-shot's
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
     assert run.returncode == code and 'the same command goes on' in err, err
@@ -876,9 +873,7 @@ def test_one_fit_at_a_time_in_a_folder(tmp_path, own, tiny, call):
              '--pretrained', tiny[0])
     first = process(*words, cwd=tmp_path)
     try:
-        until = time.time()+120
-        while not (tmp_path/'w'/'checkpoint.pt').exists() and time.time() < until:
-            time.sleep(.01)
+        wait_for((tmp_path/'w'/'checkpoint.pt').exists, pause=.01)
         first.send_signal(signal.SIGSTOP)                      # it lives, and is not yet done
         before = files(tmp_path/'w')
         assert 'checkpoint.pt' in before

@@ -120,6 +120,11 @@ def passes(
 # %% ../../nbs/66_plan.ipynb #d2aaef50
 STAND_IN = 16    # tokens of the longest prompt, on other CLIPs than glyph-clip
 
+@lru_cache(maxsize=1)
+def _loaded(clip):
+    "A CLIP for its tokenizer; a table asks once a data set."
+    return load_clip(clip, device='cpu')
+
 @lru_cache
 def prompt_length(
     words:tuple,   # class names; empty if they are not known
@@ -132,7 +137,7 @@ def prompt_length(
         return context
     if not words or clip != 'glyph-clip':
         return min(STAND_IN, context)
-    prompts = make_prompts(load_clip(clip, device='cpu'), list(words), 'a photo of a {}.')
+    prompts = make_prompts(_loaded(clip), list(words), 'a photo of a {}.')
     return prompts.cut_padding().tokens.shape[1]
 
 # %% ../../nbs/66_plan.ipynb #26a8a012

@@ -319,7 +319,7 @@ class Claim:
             return
         self.stop.set()
         self.held = False
-        with _locked(self.folder):
+        with suppress(FileNotFoundError), _locked(self.folder):    # the folder may be gone
             if self._mine():
                 self.path.unlink()
 

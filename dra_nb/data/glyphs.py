@@ -106,16 +106,17 @@ def _read_assets(*names):
 
 @lru_cache(maxsize=1)
 def artwork()->Artwork:
-    "Read the artwork file of the package (once a process, 1 to 2 seconds, 200 MB)."
+    "Read the artwork file of the package (once a process: seconds, at its peak 1 GB)."
     index, picture = _read_assets('index.json', 'drawings.webp')
     meta = json.loads(index)
     cls, style = torch.tensor(meta['drawings']).unbind(1)
     sheet = torch.from_numpy(np.array(Image.open(io.BytesIO(picture))))
     squares = sheet.view(-1, SIZE, meta['columns'], SIZE, 4).permute(0, 2, 4, 1, 3)
-    drawings = squares.reshape(-1, 4, SIZE, SIZE)[:len(cls)]
-    colour, alpha = drawings[:, :3].short(), drawings[:, 3:].short()
-    premultiplied = ((colour*alpha + 127)//255).byte()
-    pixels = torch.cat([premultiplied, drawings[:, 3:]], 1)
+    pixels = squares.reshape(-1, 4, SIZE, SIZE)[:len(cls)]
+    del sheet, squares
+    for some in pixels.split(256):               # premultiplied in place: memory for one copy
+        alpha = some[:, 3:].short()
+        some[:, :3] = (some[:, :3].short()*alpha + 127)//255
     return Artwork(pixels, cls, style, _roles(cls, style, meta), meta['classes'], meta['styles'])
 
 # %% ../../nbs/10_glyphs.ipynb #bad96366
