@@ -1,7 +1,9 @@
 "A table of runs: files, claims, processes, signals, a cluster."
 import hashlib
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,8 @@ from dra_nb.bench.runs import (bench, dataset_digest, make_runs, run_missing,
                                search_table)
 from dra_nb.bench.tables import cross_rows, cross_table
 from dra_nb.data import Dataset, Item
-from dra_nb.methods import coop
+from dra_nb.methods import METHODS, Method, coop
+from dra_nb.methods.base import register
 from dra_nb.training import TrainingDiverged
 
 
@@ -377,6 +380,92 @@ def test_a_cluster_gets_whole_paths(world, tmp_path, monkeypatch):
         monkeypatch.chdir(Path(world['datasets'][0]).parent)
     assert [r.key for r in sent] == [run.key, named.key, adapter.key]
     assert Path('kept', adapter.key).is_dir()
+
+
+# ---- methods of one's own ------------------------------------------------------------------------
+
+OWN = '''
+import torch
+from dra_nb.methods.base import Method, register
+
+@register
+class Quick(Method):
+    "CLIP's logits times a learned number."
+    name = 'quick'
+
+    def add(self, generator):
+        self.factor = torch.nn.Parameter(torch.ones((), device=self.device))
+
+    @property
+    def twice(self):
+        return 2*self.factor
+
+    def logits(self, images):
+        return SIGN*self.twice*super().logits(images)
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A module with a method of one's own; a call with another sign is an edit of the file."
+    file = tmp_path/'modules'/'quick_of_mine.py'
+    file.parent.mkdir()
+    monkeypatch.syspath_prepend(str(file.parent))
+
+    def load(sign=''):
+        file.write_text(OWN.replace('SIGN*', sign and f'{sign}1*'))
+        sys.modules.pop('quick_of_mine', None)
+        importlib.invalidate_caches()
+        shutil.rmtree(file.parent/'__pycache__', ignore_errors=True)
+        return importlib.import_module('quick_of_mine')
+
+    yield load
+    METHODS.pop('quick', None)
+    sys.modules.pop('quick_of_mine', None)
+
+
+def test_a_changed_method_is_another_run(world, tmp_path, own):
+    "Its source is in the key; the package's own methods have none there."
+    table = dict(methods=['quick'], seeds=[1], train=dict(epochs=1), folder=tmp_path/'r', **world)
+    own()
+    first, = bench(**table)
+    own()
+    same, = bench(**table, show=lambda *args: pytest.fail('was made again'))
+    own('-')
+    changed, = bench(**table)
+    assert same == first and changed.key != first.key
+    assert changed.metrics != first.metrics
+    zero, = bench(**dict(table, methods=['zero-shot']))
+    assert 'code' in first.run and 'code' not in zero.run
+
+
+def test_a_method_changed_after_planning_is_refused(world, own):
+    own()
+    run, = make_runs(['quick'], seeds=[1], train=dict(epochs=1), **world)
+    own('-')
+    with pytest.raises(ValueError, match='method: the source of quick is .* when the run was pl'):
+        bench_runs.make(run)
+
+
+def test_workers_import_the_module_of_a_method(world, tmp_path, own):
+    own()
+    table = dict(methods=['quick'], seeds=[1, 2], train=dict(epochs=1), **world)
+    alone = bench(folder=tmp_path/'one', **table)
+    together = bench(folder=tmp_path/'two', workers=2, **table)
+    assert numbers(together) == numbers(alone)
+
+
+def test_workers_cannot_know_a_method_of_a_function(world, tmp_path):
+    class Inside(Method):
+        name = 'inside'
+
+    register(Inside)
+    try:
+        with pytest.raises(ValueError, match="got 'inside'.*cannot import.*workers=1") as error:
+            bench(['inside'], seeds=[1, 2], folder=tmp_path, workers=2, **world)
+        assert '\n' not in str(error.value)
+    finally:
+        del METHODS['inside']
 
 
 # ---- what is refused -----------------------------------------------------------------------------
