@@ -14,7 +14,9 @@ from dra_nb.clip import tokenize
 from dra_nb.data import Item
 from dra_nb.data.items import Dataset
 from dra_nb.evaluation import accuracy, predictions
-from dra_nb.methods import METHODS, build_method, find_method, load_method, saved_facts
+from dra_nb.files import write_tensors
+from dra_nb.methods import (METHODS, Method, build_method, find_method, load_method,
+                            saved_facts)
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import Callback, TrainingDiverged, fit
 from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip
@@ -249,8 +251,13 @@ def test_saved_without_facts_the_classes_stay_known(name, shots, images, tmp_pat
     assert (loaded.trained_on, loaded.trained_set) == (NAMES, 'toy')
     assert loaded.trained_template == method.template_for(shots)
     for names in NAMES, OTHERS, NAMES[::-1]:
+        if names == NAMES[::-1] and method.by_place:
+            for one in method, loaded:
+                with pytest.raises(ValueError, match='those of the training in another order'):
+                    predictions(one, shots.test, names)
+            continue
         seen = method.knows(names)
-        assert seen == (names == NAMES) and loaded.knows(names) == seen
+        assert seen == (names != OTHERS) and loaded.knows(names) == seen
         assert torch.equal(logits(loaded, images, names, loaded.knows(names)),
                            logits(method, images, names, seen))
 
@@ -270,6 +277,66 @@ def test_features_of_changed_weights_are_computed_anew(images):
         changed = method.logits(images)
     assert_close(changed, logits(method, images))
     assert (changed-before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('name', ['dra-paper', 'dra', 'lfa'])
+@pytest.mark.parametrize('protocol', ['base-to-new', 'cross'])
+def test_the_recipe_follows_the_settings(name, protocol, tmp_path):
+    "Of a method that was loaded, or built from settings, it is that of the preset."
+    clip = tiny_open_clip()
+    clip.clip_name = 'glyph-clip'
+    cls, preset = find_method(name)
+    config, train = cls.recipe(protocol, '', 'glyph-clip', preset)
+    method = build_method(name, clip, protocol=protocol)
+    assert method.own_recipe() == train
+    method.save(tmp_path)
+    method.remove()
+    loaded = load_method(tmp_path, clip)
+    assert loaded.own_recipe() == train and loaded.preset_name == preset
+    facts = saved_facts(tmp_path)
+    write_tensors(tmp_path/'weights.safetensors', loaded.state(),      # as older versions did
+                  dict(dra_nb={k: v for k,v in facts.items() if k not in ('preset', 'protocol')}))
+    loaded.remove()
+    old = load_method(tmp_path, clip)
+    assert old.own_recipe(protocol=protocol) == train
+    old.remove()
+    made = build_method(cls.name, clip, config=config, protocol=protocol)
+    assert made.preset_name == preset and made.own_recipe() == train
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_logits_before_classes_are_one_line(name, images):
+    with pytest.raises(ValueError, match='classnames: got none, allowed after set_classes'):
+        built(name).logits(images)
+
+
+@pytest.mark.parametrize('kind, said', [
+    (lambda self, images, labels: self.cross_entropy(self.logits(images), labels),
+     'losses: Own gives a Tensor, allowed is a dict'),
+    (lambda self, images, labels: dict(ce=self.cross_entropy(self.logits(images), labels)),
+     r'losses: those of Own do not depend on what is trained \(factor\)')])
+def test_likely_mistakes_are_one_line(kind, said, shots):
+    class Own(Method):
+        losses = kind
+
+        def add(self, generator):
+            self.factor = torch.nn.Parameter(torch.ones(()))
+
+    with pytest.raises(ValueError, match=said) as error:
+        short_training(Own(tiny_open_clip()), shots, 'own')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('second', ['dra', 'coop', 'zero-shot'])
+def test_a_clip_belongs_to_one_method(second, images):
+    "Also where the first one attaches nothing; the refused second one changes nothing."
+    first = built('coop')
+    before, names = logits(first, images), list(first.trained())
+    with pytest.raises(ValueError, match='another method has, allowed after method.remove'):
+        build_method(second, first.model)
+    assert torch.equal(logits(first, images), before) and list(first.trained()) == names
+    first.remove()
+    build_method(second, first.model)
 
 
 def test_loaded_on_the_clip_it_was_trained_on(tmp_path):

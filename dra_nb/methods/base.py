@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from ..attach import (
     attached, detach, evaluating, extra_loss, freeze, set_step, text_batch, towers)
 from ..checks import check_choice, check_number, did_you_mean
-from ..clip import (class_logits, embed_image, embed_text, full_precision, image_tower,
-                         project_image, project_text, real_tokens,
+from ..clip import (check_names, class_logits, embed_image, embed_text,
+                         full_precision, image_tower, project_image, project_text, real_tokens,
                          run_blocks, text_tower)
 from ..dra import WEIGHTS, config_from
 from ..files import copy_tensors, read_tensors, write_json, write_tensors
@@ -40,6 +40,10 @@ def first_trained(
     return len(blocks)
 
 # %% ../../nbs/55_methods.ipynb #c9e3b685
+def _as_read(names):
+    "Class names as CLIP reads them: underscores are blanks, and case does not count."
+    return [' '.join(name.replace('_', ' ').lower().split()) for name in names]
+
 class Method(nn.Module):
     "A frozen CLIP and what a method adds: tests ask for `logits`, training for `losses`."
     name = ''          # in tables and on the command line
@@ -50,6 +54,7 @@ class Method(nn.Module):
     epoch_is_step = False  # does an epoch see all shots at once?
     recordable = False     # may a GPU repeat a recorded step? Its losses must be the same
                            # operations in every step, whatever the numbers
+    by_place = False       # does what was learned have a place a class, in their order?
     knows_shifts = True    # are the classes of the shots known on another set that has them?
     reads_template = True  # does the sentence change anything? Not where it is learned
     not_read = ()      # fields of the recipe that change nothing
@@ -65,16 +70,22 @@ class Method(nn.Module):
         if attached(model):
             raise ValueError('model: got one that already carries adapters, allowed after '
                              'method.remove() or remove_dra(model)')
+        if 'flags_before' in model.__dict__:
+            raise ValueError('model: got one that another method has, allowed after '
+                             'method.remove() or remove_dra(model)')
         towers(model)                # other kinds of CLIP are refused here
         self.begin(model)
+        clip = getattr(model, 'clip_name', '')
         if config is None and self.presets:
-            config, _ = self.recipe(clip=getattr(model, 'clip_name', ''))
+            config, _ = self.recipe(clip=clip)
         if self.Config and not isinstance(config, self.Config):
             got, allowed = type(config).__name__, self.Config.__name__
             raise ValueError(f'config: got {got}, allowed {allowed}')
         check_number('seed', seed, whole=True)
         self.config = config
+        self.preset_name = self.preset_of(config, clip)
         freeze(model)
+        self.flags = model.flags_before      # the CLIP is this method's as long as it has these
         try:
             self.add(torch.Generator().manual_seed(seed))
         except Exception:            # settings that do not fit: the CLIP is as it was
@@ -89,7 +100,6 @@ class Method(nn.Module):
         self.preset_name = None  # of the settings; None: that of this CLIP
         self.trained_on = None   # names of the classes it was trained on, where that is known
         self.trained_set = None  # name of the data set of the shots, where that is known
-        self.trained_template = None   # the sentence it was trained with, where that is known
         self.prompts = None      # of the classes in hand
         self.seen = True         # was the method trained on them?
         self.start = None        # (first block, its input): prompts below what is trained
@@ -140,6 +150,19 @@ class Method(nn.Module):
                              f'{did_you_mean(name, cls.presets)}')
         return cls.presets.get(name or cls.preset_for(clip))
 
+    @classmethod
+    def preset_of(cls,
+                  config,   # settings
+                  clip:str  # name of a CLIP
+                 )->str:    # None: the settings are those for this CLIP, or no preset's
+        "The preset whose settings these are, whatever the protocol."
+        for preset in (None, *cls.presets):
+            for protocol in ('base-to-new', 'cross'):
+                found, _ = cls.recipe(protocol=protocol, clip=clip, preset=preset)
+                if found == config:
+                    return preset
+        return None
+
     def own_recipe(self,
                    dataset='',    # name of the data set trained on
                    protocol=None  # 'base-to-new' or 'cross'; the method's own if None
@@ -168,10 +191,18 @@ class Method(nn.Module):
               classnames:list,  # to be told apart
               dataset=None      # name of the set they are of, where that is known
              )->bool:
-        "Was it trained on these classes, in this order? Yes where nobody said on which."
+        "Was it trained on these classes, in any order? Yes where nobody said on which."
         same_set = None in (dataset, self.trained_set) or dataset == self.trained_set
-        same_classes = self.trained_on in (None, list(classnames))
-        return same_classes and (same_set or self.knows_shifts)
+        if not (same_set or self.knows_shifts):
+            return False
+        if self.trained_on is None:
+            return True
+        ours, theirs = _as_read(self.trained_on), _as_read(check_names(classnames))
+        if self.by_place and ours != theirs and sorted(ours) == sorted(theirs):
+            raise ValueError(f'classnames: got those of the training in another order, allowed for '
+                             f'{self.name} is their order ({", ".join(self.trained_on[:3])}, …) or '
+                             'seen=False')
+        return sorted(ours) == sorted(theirs)
 
     @property
     def device(self):
@@ -286,14 +317,12 @@ class Method(nn.Module):
             parts.append(checkpoint(encode, rows, use_reentrant=False))
         return torch.cat(parts, -2)
 
-    def load_state_dict(self, *args, **kwargs):
-        "As for any module; class features of the weights before are forgotten."
-        self.start = self.cached = None
-        return super().load_state_dict(*args, **kwargs)
-
     def class_features(self)->Tensor:
-        "Text features: once for a list of classes in evaluation without gradients, else anew."
-        if self.training or torch.is_grad_enabled():
+        "Text features: anew in training, once for a list of classes in evaluation."
+        if self.prompts is None:
+            raise ValueError('classnames: got none, allowed after set_classes(classnames, template) '
+                             'or within testing(classnames, template)')
+        if self.training:
             return self.text_features()
         if self.cached is None:
             self.cached = self.text_features()
@@ -347,9 +376,25 @@ class Method(nn.Module):
     def step(self, trainer, images, labels)->dict:
         "One update; the terms of the loss by name."
         self.draw((trainer.seed, trainer.step))
-        terms = trainer.loss_terms(images, labels)
+        try:
+            terms = trainer.loss_terms(images, labels)
+        except (AttributeError, RuntimeError, TypeError) as e:
+            if not isinstance(e, torch.OutOfMemoryError):
+                self.check_losses(images, labels)
+            raise
         trainer.optimizer.step()
         return terms
+
+    def check_losses(self, images, labels):
+        "Refuse terms without a name, and terms that nothing trained has a part in."
+        terms = self.losses(images, labels)
+        if not isinstance(terms, dict):
+            raise ValueError(f'losses: {type(self).__name__} gives a {type(terms).__name__}, allowed '
+                             'is a dict: name of a term → its value, such as dict(ce=loss)')
+        if not any(torch.is_tensor(term) and term.requires_grad for term in terms.values()):
+            raise ValueError(f'losses: those of {type(self).__name__} do not depend on what is '
+                             f'trained ({", ".join(self.trained())}), allowed are terms computed '
+                             'from it')
 
     @classmethod
     def steps_per_epoch(cls, images, config)->int:
@@ -391,6 +436,10 @@ class Method(nn.Module):
         "Write what was learned, with settings and facts."
         return save_method(self, folder, facts)
 
+    def has_clip(self)->bool:
+        "Is the CLIP this method's? Not after `remove`, and not where it got another one since."
+        return self.model.__dict__.get('flags_before') is self.flags
+
     def remove(self):
         "Give the CLIP back as it was."
         return detach(self.model)
@@ -416,14 +465,31 @@ def register(
     cls:type  # a `Method` with a name
 )->type:
     "Make a method known by its name, with the preset `tuned` where its search was run."
-    METHODS[cls.name] = cls
+    if not isinstance(cls.name, str) or not cls.name.strip():
+        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, allowed is a text that is not '
+                         'blank')
+    if cls.name in method_names():
+        _refuse_taken(cls)
+    own = cls.presets
+    if cls.Config and not own:
+        own = dict(default=cls.Config())
     # a search of the class that it is derived from says nothing of this one
-    cls.presets = {name: config for name,config in cls.presets.items() if name != 'tuned'}
+    cls.presets = {name: config for name,config in own.items() if name != 'tuned'}
     changes = tuned_settings(cls.name)['config']
     if changes:
         published = cls.presets[cls.preset_for('glyph-clip')]
         cls.presets['tuned'] = set_fields(published, changes)
+    METHODS[cls.name] = cls
     return cls
+
+def _refuse_taken(cls):
+    "Refuse a name that another class has; a cell that is run again defines the same one."
+    other, _ = find_method(cls.name)
+    modules = {cls.__module__, other.__module__}
+    # a page defines in its cells what the package has from it
+    if cls.__qualname__ != other.__qualname__ or len(modules) > 1 and '__main__' not in modules:
+        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, which {other.__qualname__} of '
+                         f'{other.__module__} has; allowed is a name of its own')
 
 def method_names()->list:
     "All names a table may have: methods, and methods with a preset."
@@ -464,7 +530,7 @@ def build_method(
         config, _ = cls.recipe(protocol, dataset, getattr(model, 'clip_name', ''), preset)
     method = cls(model, config, seed)
     method.protocol = protocol
-    method.preset_name = preset
+    method.preset_name = preset or method.preset_name
     return method
 
 # %% ../../nbs/55_methods.ipynb #1cd45d16
@@ -482,8 +548,6 @@ def as_method(
     model  # an open_clip CLIP, or a `Method`
 )->Method:
     "Itself, if it is one."
-    if not isinstance(model, nn.Module):
-        raise ValueError(f'model: got {model!r}, allowed is a CLIP of load_clip or a `Method`')
     return model if isinstance(model, Method) else Carried(model)
 
 def check_loaded(
@@ -502,12 +566,22 @@ def save_method(
 )->Path:             # the folder
     "Save what was learned, with settings, the classes it was trained on, and facts."
     folder = Path(folder)
+    if isinstance(method, Carried):
+        raise ValueError('method: got a CLIP with what it carries, allowed is a method of '
+                         'build_method; save_dra(model, folder) saves the adapters of a CLIP')
+    if not method.has_clip():
+        raise ValueError('method: got one after remove(), allowed is one that still has its CLIP')
     config = asdict(method.config) if method.config is not None else None
-    known = dict(classnames=method.trained_on, dataset=method.trained_set,
-                 template=method.trained_template,
+    own = dict(method=method.name, config=config)
+    given = ', '.join(own.keys() & (facts or {}).keys())
+    if given:
+        raise ValueError(f'facts: got {given}, which is written from the method; allowed are other '
+                         'names')
+    known = dict(preset=method.preset_name, protocol=method.protocol,
+                 classnames=method.trained_on, dataset=method.trained_set,
                  clip=getattr(method.model, 'clip_facts', None))
     known = {name: value for name,value in known.items() if value is not None}
-    facts = dict(method=method.name, config=config, **{**known, **(facts or {})})
+    facts = {**own, **known, **(facts or {})}
     facts = json.loads(json.dumps(facts))           # as it will be read back: tuples are lists
     write_tensors(folder/WEIGHTS, method.state(), dict(dra_nb=facts))
     write_json(folder/'run.json', facts)
@@ -551,8 +625,11 @@ def load_method(
     cls = METHODS[facts['method']]
     config = config_from(cls.Config, facts.get('config'), path) if cls.Config else None
     method = cls(model, config)
+    if facts.get('preset') in [*cls.presets]:      # older files may say nothing of the recipe
+        method.preset_name = facts['preset']
+    if facts.get('protocol') == 'cross':
+        method.protocol = 'cross'
     method.trained_on = facts.get('classnames')
-    method.trained_template = facts.get('template')
     run = facts.get('run')
     method.trained_set = (run if isinstance(run, dict) else facts).get('dataset')
     try:

@@ -45,6 +45,7 @@ class TipAdapter(Method):
     presets = dict(published=TipAdapterConfig())
     search = {'config.alpha': (1.17, 3., 10.), 'config.beta': (1., 5.5)}
     epoch_is_step = True
+    by_place = True        # of a vote
     buffers_saved = ('keys', 'values')
 
     def add(self, generator):
