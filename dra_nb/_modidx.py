@@ -937,6 +937,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'dra_nb.methods.base.Method.__init__': ('methods.html#method.__init__', 'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.add': ('methods.html#method.add', 'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.begin': ('methods.html#method.begin', 'dra_nb/methods/base.py'),
+                                     'dra_nb.methods.base.Method.check_classes': ( 'methods.html#method.check_classes',
+                                                                                   'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.check_losses': ( 'methods.html#method.check_losses',
                                                                                   'dra_nb/methods/base.py'),
                                      'dra_nb.methods.base.Method.check_reads': ( 'methods.html#method.check_reads',

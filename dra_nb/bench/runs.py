@@ -171,7 +171,7 @@ def _class_source(kind):
 def code_digest(
     kind:type  # a `Method`
 )->str:        # empty for a class of this package
-    "What identifies the source of a method and of its bases, as far as they are not this package's."
+    "What identifies the source of a method and of its bases outside this package."
     sources = []
     for base in kind.__mro__:
         if base.__module__.partition('.')[0] in ('dra_nb', 'torch', 'builtins'):
@@ -179,9 +179,9 @@ def code_digest(
         try:
             sources.append(_class_source(base))
         except (OSError, TypeError, SyntaxError):
-            raise ValueError(f'method: got {kind.name!r}, but the source of {base.__qualname__} cannot '
-                             'be read, so that results of a changed one would not be told apart; '
-                             'allowed is a class in a file or a notebook') from None
+            raise ValueError(f'method: got {kind.name!r}, but the source of {base.__qualname__} '
+                             'cannot be read, so that results of a changed one would not be told '
+                             'apart; allowed is a class in a file or a notebook') from None
     return json_digest(sources) if sources else ''
 
 # %% ../../nbs/61_runs.ipynb #587c887d

@@ -199,9 +199,9 @@ class Method(nn.Module):
             return True
         ours, theirs = _as_read(self.trained_on), _as_read(check_names(classnames))
         if self.by_place and ours != theirs and sorted(ours) == sorted(theirs):
+            first = ', '.join(self.trained_on[:3])
             raise ValueError(f'classnames: got those of the training in another order, allowed for '
-                             f'{self.name} is their order ({", ".join(self.trained_on[:3])}, …) or '
-                             'seen=False')
+                             f'{self.name} is their order ({first}, …) or seen=False')
         return sorted(ours) == sorted(theirs)
 
     @property
@@ -317,11 +317,15 @@ class Method(nn.Module):
             parts.append(checkpoint(encode, rows, use_reentrant=False))
         return torch.cat(parts, -2)
 
+    def check_classes(self):
+        "Refuse to go on where no classes were set."
+        if self.prompts is None:
+            raise ValueError('classnames: got none, allowed after set_classes(classnames, '
+                             'template) or within testing(classnames, template)')
+
     def class_features(self)->Tensor:
         "Text features: anew in training, once for a list of classes in evaluation."
-        if self.prompts is None:
-            raise ValueError('classnames: got none, allowed after set_classes(classnames, template) '
-                             'or within testing(classnames, template)')
+        self.check_classes()
         if self.training:
             return self.text_features()
         if self.cached is None:
@@ -388,13 +392,14 @@ class Method(nn.Module):
     def check_losses(self, images, labels):
         "Refuse terms without a name, and terms that nothing trained has a part in."
         terms = self.losses(images, labels)
+        own, kind = type(self).__name__, type(terms).__name__
         if not isinstance(terms, dict):
-            raise ValueError(f'losses: {type(self).__name__} gives a {type(terms).__name__}, allowed '
-                             'is a dict: name of a term → its value, such as dict(ce=loss)')
+            raise ValueError(f'losses: {own} gives a {kind}, allowed is a dict: name of a term → '
+                             'its value, such as dict(ce=loss)')
         if not any(torch.is_tensor(term) and term.requires_grad for term in terms.values()):
-            raise ValueError(f'losses: those of {type(self).__name__} do not depend on what is '
-                             f'trained ({", ".join(self.trained())}), allowed are terms computed '
-                             'from it')
+            trained = ', '.join(self.trained())
+            raise ValueError(f'losses: those of {own} do not depend on what is trained '
+                             f'({trained}), allowed are terms computed from it')
 
     @classmethod
     def steps_per_epoch(cls, images, config)->int:
@@ -466,8 +471,8 @@ def register(
 )->type:
     "Make a method known by its name, with the preset `tuned` where its search was run."
     if not isinstance(cls.name, str) or not cls.name.strip():
-        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, allowed is a text that is not '
-                         'blank')
+        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, allowed is a text that is '
+                         'not blank')
     if cls.name in method_names():
         _refuse_taken(cls)
     own = cls.presets
@@ -488,8 +493,9 @@ def _refuse_taken(cls):
     modules = {cls.__module__, other.__module__}
     # a page defines in its cells what the package has from it
     if cls.__qualname__ != other.__qualname__ or len(modules) > 1 and '__main__' not in modules:
-        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, which {other.__qualname__} of '
-                         f'{other.__module__} has; allowed is a name of its own')
+        owner = f'{other.__qualname__} of {other.__module__}'
+        raise ValueError(f'name: got {cls.name!r} for {cls.__name__}, which {owner} has; '
+                         'allowed is a name of its own')
 
 def method_names()->list:
     "All names a table may have: methods, and methods with a preset."

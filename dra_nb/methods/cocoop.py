@@ -59,6 +59,7 @@ class CoCoOp(CoOp):
             return self.model.logit_scale.exp()*torch.einsum('bd,bcd->bc', x, w)
 
     def logits(self, images):
+        self.check_classes()
         x = F.normalize(self.image_features(images), dim=-1)
         size = self.text_chunk or PAIRS
         parts = x.split(max(1, size//len(self.prompts.tokens)))

@@ -123,6 +123,7 @@ class MetaPrompt(Method):
 
     def branches(self, images, frozen):
         "Logits of the prompted image tower, and of the prompted text tower."
+        self.check_classes()
         by_image = self.classify(self.image_features(images), self.frozen_text)
         by_text = self.classify(frozen, self.class_features())
         return by_image, by_text
