@@ -100,6 +100,7 @@ class Method(nn.Module):
         self.preset_name = None  # of the settings; None: that of this CLIP
         self.trained_on = None   # names of the classes it was trained on, where that is known
         self.trained_set = None  # name of the data set of the shots, where that is known
+        self.trained_template = None   # the sentence it was trained with, where that is known
         self.prompts = None      # of the classes in hand
         self.seen = True         # was the method trained on them?
         self.start = None        # (first block, its input): prompts below what is trained
@@ -317,6 +318,11 @@ class Method(nn.Module):
             parts.append(checkpoint(encode, rows, use_reentrant=False))
         return torch.cat(parts, -2)
 
+    def load_state_dict(self, *args, **kwargs):
+        "As for any module; class features of the weights before are forgotten."
+        self.start = self.cached = None
+        return super().load_state_dict(*args, **kwargs)
+
     def check_classes(self):
         "Refuse to go on where no classes were set."
         if self.prompts is None:
@@ -324,9 +330,9 @@ class Method(nn.Module):
                              'template) or within testing(classnames, template)')
 
     def class_features(self)->Tensor:
-        "Text features: anew in training, once for a list of classes in evaluation."
+        "Text features: once for a list of classes in evaluation without gradients, else anew."
         self.check_classes()
-        if self.training:
+        if self.training or torch.is_grad_enabled():
             return self.text_features()
         if self.cached is None:
             self.cached = self.text_features()
@@ -554,6 +560,8 @@ def as_method(
     model  # an open_clip CLIP, or a `Method`
 )->Method:
     "Itself, if it is one."
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'model: got {model!r}, allowed is a CLIP of load_clip or a `Method`')
     return model if isinstance(model, Method) else Carried(model)
 
 def check_loaded(
@@ -585,6 +593,7 @@ def save_method(
                          'names')
     known = dict(preset=method.preset_name, protocol=method.protocol,
                  classnames=method.trained_on, dataset=method.trained_set,
+                 template=method.trained_template,
                  clip=getattr(method.model, 'clip_facts', None))
     known = {name: value for name,value in known.items() if value is not None}
     facts = {**own, **known, **(facts or {})}
@@ -636,6 +645,7 @@ def load_method(
     if facts.get('protocol') == 'cross':
         method.protocol = 'cross'
     method.trained_on = facts.get('classnames')
+    method.trained_template = facts.get('template')
     run = facts.get('run')
     method.trained_set = (run if isinstance(run, dict) else facts).get('dataset')
     try:
