@@ -257,7 +257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'dra_nb.bench.runs._hear': ('runs.html#_hear', 'dra_nb/bench/runs.py'),
                                    'dra_nb.bench.runs._import_all': ('runs.html#_import_all', 'dra_nb/bench/runs.py'),
                                    'dra_nb.bench.runs._in_processes': ('runs.html#_in_processes', 'dra_nb/bench/runs.py'),
-                                   'dra_nb.bench.runs._is_ours': ('runs.html#_is_ours', 'dra_nb/bench/runs.py'),
+                                   'dra_nb.bench.runs._is_packaged': ('runs.html#_is_packaged', 'dra_nb/bench/runs.py'),
                                    'dra_nb.bench.runs._modules': ('runs.html#_modules', 'dra_nb/bench/runs.py'),
                                    'dra_nb.bench.runs._on_cluster': ('runs.html#_on_cluster', 'dra_nb/bench/runs.py'),
                                    'dra_nb.bench.runs._outcome': ('runs.html#_outcome', 'dra_nb/bench/runs.py'),

@@ -1,7 +1,9 @@
 "A table of runs: files, claims, processes, signals, a cluster."
 import hashlib
 import importlib
+import inspect
 import json
+import linecache
 import os
 import shutil
 import signal
@@ -20,7 +22,7 @@ from conftest import save_images, save_tiny_clip, wait_for
 from dra_nb.bench import results
 from dra_nb.bench import runs as bench_runs
 from dra_nb.bench.results import Claim, Record, find_record, read_results
-from dra_nb.bench.runs import (bench, dataset_digest, make_runs, run_missing,
+from dra_nb.bench.runs import (bench, code_digest, dataset_digest, make_runs, run_missing,
                                search_table)
 from dra_nb.bench.tables import cross_rows, cross_table
 from dra_nb.data import Dataset, Item
@@ -437,6 +439,20 @@ def test_a_changed_method_is_another_run(world, tmp_path, own):
     assert changed.metrics != first.metrics
     zero, = bench(**dict(table, methods=['zero-shot']))
     assert 'code' in first.run and 'code' not in zero.run
+
+
+def test_a_page_defines_what_the_package_has():
+    "The cell of a page is the package's own class as long as its text is the same."
+    module = sys.modules['dra_nb.methods.coop']
+    text = inspect.getsource(module.CoOp)
+    cell = dict(vars(module), __name__='__main__', register=lambda cls: cls)
+    found = []
+    for i, body in enumerate([text, text.replace('.02*', '.03*')]):
+        file = f'<page {i}>'
+        linecache.cache[file] = len(body), None, body.splitlines(True), file
+        exec(compile(body, file, 'exec'), cell)
+        found.append(code_digest(cell['CoOp']))
+    assert found[0] == '' and found[1]
 
 
 def test_a_method_changed_after_planning_is_refused(world, own):

@@ -168,6 +168,16 @@ def _class_source(kind):
                 return ast.get_source_segment(text, node)
     return inspect.getsource(kind)
 
+def _is_packaged(kind, source):
+    "Has the package this very class? Its pages define in their cells what it has from them."
+    if kind.__module__ != '__main__':
+        return False
+    for name,module in list(sys.modules.items()):
+        twin = getattr(module, kind.__name__, None) if name.startswith('dra_nb.methods.') else None
+        if getattr(twin, '__module__', None) == name and _class_source(twin) == source:
+            return True
+    return False
+
 def code_digest(
     kind:type  # a `Method`
 )->str:        # empty for a class of this package
@@ -177,11 +187,13 @@ def code_digest(
         if base.__module__.partition('.')[0] in ('dra_nb', 'torch', 'builtins'):
             continue
         try:
-            sources.append(_class_source(base))
+            source = _class_source(base)
         except (OSError, TypeError, SyntaxError):
             raise ValueError(f'method: got {kind.name!r}, but the source of {base.__qualname__} '
                              'cannot be read, so that results of a changed one would not be told '
                              'apart; allowed is a class in a file or a notebook') from None
+        if not _is_packaged(base, source):
+            sources.append(source)
     return json_digest(sources) if sources else ''
 
 # %% ../../nbs/61_runs.ipynb #587c887d
@@ -527,16 +539,12 @@ def _die_with(parent):
 def _exit_on(number, frame):
     sys.exit(128+number)
 
-def _is_ours(kind):
-    "Is a class of this package? Importing `dra_nb.methods` makes its methods known."
-    return kind.__module__.startswith('dra_nb.')
-
 def _modules(runs, main):
     "What another process imports to know the methods of runs; does it have the program itself?"
     names = []
     for method in dict.fromkeys(run.method for run in runs):
         kind, _ = find_method(method)
-        if _is_ours(kind):
+        if not code_digest(kind):                   # every process knows it
             continue
         module = kind.__module__
         at_top = getattr(sys.modules.get(module), kind.__name__, None) is kind
