@@ -443,7 +443,7 @@ def _work(name, clip, data, images, steps, callback):
 
 def _test(method, x, amp):
     "Classify a batch in a precision."
-    with mixed_precision(amp, method.device):
+    with torch.inference_mode(), mixed_precision(amp, method.device):
         method.logits(x)
 
 def _median_and_range(values):
