@@ -174,7 +174,7 @@ def _is_packaged(kind, source):
         return False
     for name,module in list(sys.modules.items()):
         twin = getattr(module, kind.__name__, None) if name.startswith('dra_nb.methods.') else None
-        if getattr(twin, '__module__', None) == name and _class_source(twin) == source:
+        if getattr(twin, '__module__', None) == name and source in (None, _class_source(twin)):
             return True
     return False
 
@@ -189,11 +189,14 @@ def code_digest(
         try:
             source = _class_source(base)
         except (OSError, TypeError, SyntaxError):
+            source = None                       # the name has to do for a class of the package
+        if _is_packaged(base, source):
+            continue
+        if source is None:
             raise ValueError(f'method: got {kind.name!r}, but the source of {base.__qualname__} '
                              'cannot be read, so that results of a changed one would not be told '
-                             'apart; allowed is a class in a file or a notebook') from None
-        if not _is_packaged(base, source):
-            sources.append(source)
+                             'apart; allowed is a class in a file or a notebook')
+        sources.append(source)
     return json_digest(sources) if sources else ''
 
 # %% ../../nbs/61_runs.ipynb #587c887d
