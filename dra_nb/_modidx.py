@@ -176,7 +176,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'dra_nb.bench.plan.missing_set': ('plan.html#missing_set', 'dra_nb/bench/plan.py'),
                                    'dra_nb.bench.plan.passes': ('plan.html#passes', 'dra_nb/bench/plan.py'),
                                    'dra_nb.bench.plan.plan_text': ('plan.html#plan_text', 'dra_nb/bench/plan.py'),
-                                   'dra_nb.bench.plan.processor_tflops': ('plan.html#processor_tflops', 'dra_nb/bench/plan.py'),
                                    'dra_nb.bench.plan.prompt_length': ('plan.html#prompt_length', 'dra_nb/bench/plan.py'),
                                    'dra_nb.bench.plan.published_size': ('plan.html#published_size', 'dra_nb/bench/plan.py'),
                                    'dra_nb.bench.plan.size_of': ('plan.html#size_of', 'dra_nb/bench/plan.py'),

@@ -1152,9 +1152,10 @@ def _paper_text(args, plan, records):
 # %% ../nbs/14_cli.ipynb #a53c9d63
 def _card_of(plan):
     "Speed and share for the hours of a plan: on a processor its own; else the defaults."
-    from dra_nb.bench.plan import processor_tflops
-    on_processor = all(run.device == 'cpu' for run in plan.runs)
-    return dict(tflops=processor_tflops(), share=.5) if on_processor else {}
+    from dra_nb.bench.speed import matmul_rate
+    if any(run.device != 'cpu' for run in plan.runs):
+        return {}
+    return dict(tflops=matmul_rate('cpu', 'off')/1e12, share=.5)
 
 def _paper(args):
     "Plan a table or figure of the paper, make what lacks, print or draw it."

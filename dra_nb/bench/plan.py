@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAND_IN', 'Passes', 'Cost', 'passes', 'prompt_length', 'count_cost', 'stored_costs', 'cost_of', 'Size', 'size_of',
            'published_size', 'Work', 'work_of', 'Job', 'works_of', 'median_seconds', 'jobs_of_plan', 'missing_set',
-           'jobs_of_public', 'processor_tflops', 'plan_text', 'Pace', 'time_text']
+           'jobs_of_public', 'plan_text', 'Pace', 'time_text']
 
 # %% ../../nbs/66_plan.ipynb #c4fcc41b
 import csv
@@ -459,19 +459,6 @@ def _measured_hours(jobs):
     if any(seconds is None for _,seconds in left):
         return None
     return sum(n*seconds for n,seconds in left)/3600
-
-def processor_tflops(
-    trials=5,         # products of matrices; the fastest counts
-    size=1024         # of the matrices
-)->float:             # TFLOP a second, with all threads
-    "What the processor here does in single precision, at this moment."
-    a = torch.randn(size, size)
-    seconds = []
-    for _ in range(trials):
-        started = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter()-started)
-    return 2*size**3/min(seconds)/1e12
 
 def plan_text(
     jobs:list,        # of `Job`
