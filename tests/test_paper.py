@@ -198,7 +198,8 @@ def test_plan_of_a_root_without_the_sets(there, capsys, tmp_path):
              '--methods', 'dra', 'coop')
     assert main([*words, '--root', str(root)]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith('dra-nb: imagenet: no folder ') and said.err.count('\n') == 1
+    lacks = 'imagenet: no folder ' if there else f'root: got {str(root)!r}, which is no folder'
+    assert said.err.startswith(f'dra-nb: {lacks}') and said.err.count('\n') == 1
     assert said.err.endswith('; the plan has the published sizes\n')
     assert said.out == say(capsys, *words) and 'Hours are of products only' in said.out
 
