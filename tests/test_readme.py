@@ -66,8 +66,8 @@ def test_script_gives_the_same_numbers_each_time(tmp_path):
     "Shortened: two shots, two epochs, and the loss to the last digit."
     script, = blocks('python')
     short = script.replace('few_shot(base.train, 16, seed=1)', 'few_shot(base.train, 2, seed=1)')
-    short = short.replace('seed=1)\nb, n', 'TrainConfig(epochs=2), seed=1)\nb, n')
-    lines = [line for line in short.splitlines() if not line.startswith(('b, n', 'print'))]
+    short = short.replace('seed=1)\nb = ', 'TrainConfig(epochs=2), seed=1)\nb = ')
+    lines = [line for line in short.splitlines() if not line.startswith(('b = ', 'n = ', 'print'))]
     short = '\n'.join(lines).replace('import fit', 'import TrainConfig, fit').replace('\nfit(', '\nh = fit(')
     assert short.count('TrainConfig') == 2 and 'h = fit' in short
     model_and_data = 'for _ in range(2):\n' + '\n'.join('    '+line for line in short.splitlines())
