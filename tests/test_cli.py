@@ -584,7 +584,7 @@ def test_damaged_images_are_found_before_training(split, content, why, tmp_path,
     trained = []
     monkeypatch.setattr('dra_nb.training.fit', lambda *given, **more: trained.append(given))
     monkeypatch.setattr('dra_nb.evaluation.fit', lambda *given, **more: trained.append(given))
-    monkeypatch.setattr('dra_nb.cli._warn_of_chance', lambda *given: None)
+    monkeypatch.setattr('dra_nb.commands.adapt._warn_of_chance', lambda *given: None)
     rows = [(f'{part}/{k}.png', 'abcd'[k], part) for k in range(4) for part in ('train', 'test')]
     for part in ('train', 'test'):
         paint(tmp_path/part, 0, 4)

@@ -152,7 +152,7 @@ def test_methods_of_a_search(capsys, clip, tmp_path, monkeypatch):
     "Without names those of bench that have a search; one without is refused before any work."
     planned = []
     monkeypatch.setattr('dra_nb.bench.runs.run_missing', lambda runs, *more: planned.extend(runs))
-    monkeypatch.setattr('dra_nb.cli._show_search', lambda *given: None)
+    monkeypatch.setattr('dra_nb.commands.bench._show_search', lambda *given: None)
     root = paint(tmp_path/'many', [f'colour {letter}' for letter in 'abcdefghijkl'])
     words = ['bench', '--search', tmp_path/'best.json', '--seeds', 1, '--shots', 1, '--out',
              tmp_path/'r', '--workers', 1, '--datasets']

@@ -37,6 +37,9 @@ ROOMS = [
     'bench.plan bench.paper bench.importance bench.search bench.ablations '
     'bench.training_effects',
     'drawings',
+    'commands commands.arguments',
+    'commands.adapt commands.bench commands.data',
+    'commands.paper',
     'cli',
     '__main__',
 ]

@@ -1,0 +1,1 @@
+"The commands of `dra-nb`, each a thin layer over the functions of other rooms."
