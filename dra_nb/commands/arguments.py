@@ -31,18 +31,22 @@ class Command:
     run:Callable           # (args): does it
     resumes:bool=False     # stopped and typed again, does it go on where it was?
 
-def say(line):
-    "A word beside the results."
+def say(
+    line:str  # what a user should know
+):
+    "Print a line beside the results, on stderr."
     print(f'dra-nb: {line}', file=sys.stderr, flush=True)
 
 # %% ../../nbs/6c_cli_arguments.ipynb #9d12dbaa
 def model_arguments(parser):
+    "Which CLIP, and where it runs."
     parser.add_argument('--model', default='glyph-clip',
                         help='glyph-clip, or a model name of open_clip (default: %(default)s)')
     parser.add_argument('--pretrained', help='tag of open_clip, or a local weights file')
     parser.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
 
 def dataset_argument(parser, name, **more):
+    "Which data set, and where it lies."
     what = 'embedded or public set, own folder of class folders or CSV file'
     default = ' (default: %(default)s)' if 'default' in more else ''
     parser.add_argument(name, help=what+default, **more)
@@ -50,24 +54,29 @@ def dataset_argument(parser, name, **more):
                         'or your own folder or CSV file, whose name is then only a name')
 
 def shots_argument(parser, most=16):
+    "How many training images a class."
     parser.add_argument('--shots', help='training images a class '
                         f'(default: {most}, or what there is)')
 
 def settings_arguments(parser):
+    "Changes of a method's settings and of its recipe."
     parser.add_argument('--set', nargs='+', action='extend', metavar='NAME=VALUE',
                         help="the method's settings, such as rank=16 scale=0.01 ratios=1,0.5")
     parser.add_argument('--train', nargs='+', action='extend', metavar='NAME=VALUE',
                         help='its recipe, such as lr=0.01 epochs=10')
 
 def subset_argument(parser, what):
+    "All classes, or a half of them."
     parser.add_argument('--subset', choices=('all', 'base', 'new'), default='all',
                         help=f'{what} (default: %(default)s)')
 
 def text_chunk_argument(parser):
+    "Less memory for many classes."
     parser.add_argument('--text-chunk', help='class prompts encoded at a time: less '
                         'memory for many classes, the same result (default: all)')
 
 def workers_argument(parser):
+    "How many runs at once."
     parser.add_argument('--workers', help='processes (default: one a core, up to 8; '
                         'on a GPU one with models larger than glyph-clip)')
 
@@ -137,7 +146,7 @@ def load_model(args):
 
 # %% ../../nbs/6c_cli_arguments.ipynb #d668cd46
 def check_command(place, root):
-    "The line that lists what is wrong with the images of a data set."
+    "The command that lists what is wrong with the images of a data set."
     words = ['dra-nb', 'data', 'check', str(place)]
     return shlex.join(words if root is None else [*words, '--root', root])
 
