@@ -66,9 +66,32 @@ def relink(text):
     return ''.join(parts)
 
 
+def in_one(outputs):
+    "What a cell prints in several goes is one output."
+    found = []
+    for output in outputs:
+        name = output.get('name')
+        if name and found and found[-1].get('name') == name:
+            text = joined(found[-1]['text']) + joined(output['text'])
+            found[-1] = found[-1] | {'text': text}
+        else:
+            found.append(output)
+    return found
+
+
+def unquoted(output):
+    "A string that ends a cell is shown as its words."
+    data = output.get('data', {})
+    text = joined(data.get('text/plain', ''))
+    if set(data) != {'text/plain'} or text[:1] not in ("'", '"'):
+        return output
+    return output | {'data': {'text/plain': ast.literal_eval(text)}}
+
+
 def shown_outputs(cell):
     "Outputs of a code cell for a page: no widgets; text printed under `output: asis` is Markdown."
     outputs = [o for o in cell['outputs'] if WIDGET not in o.get('data', {})]
+    outputs = [unquoted(output) for output in in_one(outputs)]
     if directives(joined(cell['source']))[0].get('output') != 'asis':
         return outputs
     printed = ''.join(joined(o['text']) for o in outputs if o.get('name') == 'stdout')
@@ -111,6 +134,7 @@ def readme(root=ROOT):
 EXPORTS = ('export', 'exporti', 'exports')
 LONG = 30       # lines; the source of a longer definition is folded, but on pages about methods
 METHODS = re.compile('0[0-8]_|2')
+SET_UP = 'use_svg()'    # how figures are drawn, said where the imports are
 
 
 def parse(code):
@@ -145,13 +169,36 @@ def exported_cells(cell, marks, code, methods, run):
     if long:
         names = ', '.join(node.name for node in nodes)
         code = fold(code, f'Source of {names}')
+    elif named and 'code-fold' in marks and 'code-summary' not in marks:
+        names = ', '.join(node.name for node in named)
+        kept.append(f'#| code-summary: "Source of {names}"')
     lines = ['#| exec_doc'] if run else []
     source = '\n'.join([*lines, *kept, code])
     return [*(entry(node, long) for node in named), cell | {'source': source}]
 
 
+def only_folded(cell):
+    "Is a cell a fold without a name of its own, and without anything to see below it?"
+    if cell['cell_type'] != 'code' or cell['outputs']:
+        return False
+    return directives(joined(cell['source']))[0] == {'code-fold': 'true'}
+
+
+def add_folded(shown, cell, marks, code):
+    "Put a cell at the end; folds in a row are one."
+    last = shown[-1] if shown else None
+    nameless = marks.get('code-fold') == 'true' and 'code-summary' not in marks
+    if last and nameless and only_folded(last):
+        lines = [f'#| {name}: {value}' for name, value in marks.items()]
+        before = directives(joined(last['source']))[1]
+        source = '\n'.join([*lines, before, '', code])
+        shown[-1] = cell | {'source': source}
+    else:
+        shown.append(cell)
+
+
 def show_code(cells, methods):
-    """The cells of a notebook for nbdev: nothing exported is hidden, imports in a row are one box.
+    """The cells of a notebook for nbdev: nothing exported is hidden, folds in a row are one box.
 
     nbdev runs the cells that a page needs to be run, marked `exec_doc`, and nothing else.
     """
@@ -172,7 +219,7 @@ def show_code(cells, methods):
             cell = cell | {'source': f'#| eval: false\n{joined(cell["source"])}'}
         if 'hide' in marks or 'default_exp' in marks or marks.get('echo') == 'false':
             shown.append(cell)
-        elif kinds == {True} and imports:
+        elif (kinds == {True} or code.strip() == SET_UP) and imports:
             before = directives(imports['source'])[1]
             imports['source'] = fold(f'{before}\n{code}', 'Imports')
         elif kinds == {True}:
@@ -180,7 +227,10 @@ def show_code(cells, methods):
             shown.append(imports)
         else:
             imports = None
-            shown += exported_cells(cell, marks, code, methods, run) if exported else [cell]
+            if exported or run:
+                shown += exported_cells(cell, marks, code, methods, run) if exported else [cell]
+            else:
+                add_folded(shown, cell, marks, code)
     return shown
 
 
@@ -335,6 +385,44 @@ def join_intervals(html):
     return ''.join(parts)
 
 
+HALF = re.compile(r'\u00a0±\u00a0\d+(?:\.\d+)?')
+PLAIN = re.compile(r'(?:<div>|<strong>)*[+−]?\d+(?:\.\d+)?(?:</strong>)?(?!\u00a0±)')
+NUMBERS = re.compile(r'[\d.,+−±≈×%()!–\s]*\d[\d.,+−±≈×%()!–\s]*')
+MANY = 9        # columns that need smaller letters
+
+
+def align_numbers(html):
+    "A number without an interval stands below those that have one; no number is broken."
+    def one(match):
+        head, *rows = re.split(r'(?=<tr\b)', match[0])
+        columns = zip(*([cell[3] for cell in CELL.finditer(row)] for row in rows))
+        halves = [max((HALF.search(text) or [''])[0] for text in column) for column in columns]
+
+        def lined_up(row):
+            left = iter(halves)
+
+            def cell(found):
+                half = next(left, '')
+                kind, attributes, text = found.groups()
+                if kind == 'h':
+                    return found[0]
+                plain = half and PLAIN.match(text)
+                if NUMBERS.fullmatch(TAGS.sub('', text)):
+                    attributes = f' data-number{attributes}'
+                if plain:
+                    text = (f'{plain[0]}<span class="half" data-half="{half}"></span>'
+                            f'{text[plain.end():]}')
+                return f'<td{attributes}>{text}'
+
+            return CELL.sub(cell, row)
+
+        if len(halves) >= MANY:
+            head = head.replace('class="', 'class="many ', 1)
+        return head + ''.join(map(lined_up, rows))
+
+    return TABLE.sub(one, html)
+
+
 def stack_tables(html):
     "Let the rows of tables that are too wide for a phone become lists there: cells know their head."
     def one(match):
@@ -364,7 +452,7 @@ def stack_tables(html):
 
 def help_readers(html, name):
     "Say what pictures, buttons and table heads are; a way past the menu and to the notebook."
-    html = stack_tables(join_intervals(describe_pictures(html)))
+    html = align_numbers(stack_tables(join_intervals(describe_pictures(html))))
     html = html.replace('<button title="Copy to Clipboard"',
                         '<button title="Copy to Clipboard" aria-label="Copy this code"')
     html = re.sub(r'<th(?=[\s>])(?![^>]*\bscope=)', '<th scope="col"', html)

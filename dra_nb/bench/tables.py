@@ -203,7 +203,7 @@ def difference_table(
         row = {'difference': f'{a} − {b}'}
         for metric in metrics:
             mean, half = mean_paired_difference(records, a, b, metric)
-            row[metric] = number(mean, half, digits, '+')
+            row[metric.replace('hm', 'HM')] = number(mean, half, digits, '+')
         rows.append(row)
     return to_table(rows, format)
 
