@@ -386,8 +386,8 @@ def join_intervals(html):
 
 
 HALF = re.compile(r'\u00a0±\u00a0\d+(?:\.\d+)?')
-PLAIN = re.compile(r'(?:<div>|<strong>)*[+−]?\d+(?:\.\d+)?(?:</strong>)?(?!\u00a0±)')
-NUMBERS = re.compile(r'[\d.,+−±≈×%()!–\s]*\d[\d.,+−±≈×%()!–\s]*')
+PLAIN = re.compile(r'[+−]?\d+(?:\.\d+)?')
+NUMBERS = re.compile(r'(?!.*±.*\()[\d.,+−±≈×%()!–\s]*\d[\d.,+−±≈×%()!–\s]*')
 MANY = 9        # columns that need smaller letters
 
 
@@ -396,7 +396,10 @@ def align_numbers(html):
     def one(match):
         head, *rows = re.split(r'(?=<tr\b)', match[0])
         columns = zip(*([cell[3] for cell in CELL.finditer(row)] for row in rows))
-        halves = [max((HALF.search(text) or [''])[0] for text in column) for column in columns]
+        halves = []
+        for column in columns:
+            found = [(HALF.search(text) or [''])[0] for text in column]
+            halves.append(max(found, key=len))
 
         def lined_up(row):
             left = iter(halves)
@@ -406,12 +409,13 @@ def align_numbers(html):
                 kind, attributes, text = found.groups()
                 if kind == 'h':
                     return found[0]
-                plain = half and PLAIN.match(text)
-                if NUMBERS.fullmatch(TAGS.sub('', text)):
+                shown = TAGS.sub('', text)
+                if NUMBERS.fullmatch(shown):
                     attributes = f' data-number{attributes}'
-                if plain:
-                    text = (f'{plain[0]}<span class="half" data-half="{half}"></span>'
-                            f'{text[plain.end():]}')
+                if half and PLAIN.fullmatch(shown):
+                    room = f'<span class="half" data-half="{half}"></span>'
+                    text = f'{text.removesuffix("</div>")}{room}'
+                    text += '</div>' * text.startswith('<div>')
                 return f'<td{attributes}>{text}'
 
             return CELL.sub(cell, row)

@@ -515,3 +515,41 @@ def test_relinking():
         '[a](nbs/01_clip.ipynb#b) ![c](nbs/figures/d.png)')
     assert relink('[a](../LICENSE) [b](https://c.d) `[e](f)`') == (
         '[a](LICENSE) [b](https://c.d) `[e](f)`')
+
+
+def test_numbers_stand_below_one_another():
+    "A number without an interval leaves the room of one; numbers stay whole, words may break."
+    cells = ['49.40\u00a0±\u00a00.62', '<div>45.86</div>', '–', 'not decided',
+             '49.4\u00a0±\u00a01.0 (82)']
+    rows = ''.join(f'<tr><td>{cell}</td></tr>' for cell in cells)
+    shown = builder().align_numbers(f'<table class="t"><tr><th>new</th></tr>{rows}</table>')
+    room = '<span class="half" data-half="\u00a0±\u00a00.62"></span>'
+    assert shown.count('class="half"') == 1 and f'<div>45.86{room}</div></td>' in shown
+    assert f'<td data-number>{cells[0]}</td>' in shown and shown.count('data-number') == 2
+    heads = '<th>x</th>'*9
+    many = builder().align_numbers(f'<table class="t"><tr>{heads}</tr></table>')
+    assert many.startswith('<table class="many t">')
+
+
+def test_outputs_are_words():
+    "What is printed in several goes is one output; a string has no quotes."
+    parts = [dict(name='stdout', text=['a\n']), dict(name='stdout', text='b\n')]
+    shown = builder().in_one([*parts, dict(name='stderr', text='c')])
+    assert [output['text'] for output in shown] == ['a\nb\n', 'c']
+    string = dict(data={'text/plain': ["'does not hold'"]})
+    assert builder().unquoted(string)['data']['text/plain'] == 'does not hold'
+    number = dict(data={'text/plain': ['1.5']})
+    assert builder().unquoted(number) == number
+
+
+def test_folds_in_a_row_are_one():
+    "Nameless folds with nothing to see between them are one; the set-up is with the imports."
+    def cell(source, outputs=()):
+        return dict(cell_type='code', source=source, outputs=list(outputs))
+
+    folded = '#| code-fold: true\n'
+    cells = [cell('import os'), cell('use_svg()'), cell(f'{folded}a = 1'), cell(f'{folded}a', [1]),
+             cell(f'{folded}b')]
+    shown = [o['source'] for o in builder().show_code(cells, False)]
+    assert len(shown) == 3 and shown[0].endswith('import os\nuse_svg()')
+    assert shown[1] == f'{folded}a = 1\n\na' and shown[2] == f'{folded}b'
