@@ -198,10 +198,55 @@ def test_plan_of_a_root_without_the_sets(there, capsys, tmp_path):
              '--methods', 'dra', 'coop')
     assert main([*words, '--root', str(root)]) == 0
     said = capsys.readouterr()
-    lacks = 'imagenet: no folder ' if there else f'root: got {str(root)!r}, which is no folder'
+    lacks = f'root: got {str(root)!r}, which is no folder'
+    if there:
+        lacks = f'root: got {str(root)!r}, which lacks 11 of the 11 sets: imagenet, caltech101, '
     assert said.err.startswith(f'dra-nb: {lacks}') and said.err.count('\n') == 1
     assert said.err.endswith('; the plan has the published sizes\n')
     assert said.out == say(capsys, *words) and 'Hours are of products only' in said.out
+
+
+def test_done_on_a_computer_without_card_and_data(part, capsys, tmp_path):
+    "Records are found whatever device made them; what lacks is asked for on the same kind."
+    say(capsys, *part, *ALONE)
+    for record in read_results(part[-1]):
+        train = dict(record.run['train'], amp='bf16')
+        facts = dict(record.run, device='cuda', precision='bf16', train=train)
+        write_record(tmp_path, replace(record, run=facts, device='a card'))
+    words = [*part[:-4], '--out', str(tmp_path), '--done']            # without --device
+    text = say(capsys, *words)
+    assert rows(text) == rows(say(capsys, *part, '--done')) and '4 of 4 runs in' in text
+    assert rows(say(capsys, *words, '--device', 'cuda:1')) == rows(text)
+    assert '0 of 4 runs in' in say(capsys, *words, '--device', 'cpu')
+    at = words.index('--root')
+    away = words[:at]+words[at+2:]
+    assert main([*away, '--root', str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert rows(said.out) == rows(text) and 'their images were not compared' in said.err
+    next(tmp_path.glob('dra-recommended-dtd*')).unlink()
+    assert '--device cuda' in next(
+        line for line in say(capsys, *words).splitlines() if line.startswith('missing: 1 of 4'))
+    write_record(tmp_path, next(r for r in read_results(part[-1]) if r.dataset == 'dtd'
+                                and r.method == 'dra-recommended'))
+    assert main(words) == 0
+    told = 'runs of several devices are shown together (3 on cuda, 1 on cpu)'
+    assert told in capsys.readouterr().err
+
+
+def test_the_source_is_no_target(capsys):
+    assert main(['paper', 'table2', '--plan', '--datasets', 'general', 'food']) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("dra-nb: datasets: got 'general', which table2 trains on; allowed are")
+    assert ', '.join(glyphs.SETS[1:]) in said.err and said.err.count('\n') == 1
+
+
+def test_all_missing_sets_in_one_message(part, capsys):
+    words = [word for word in part if word not in ('oxford_pets', 'dtd')]
+    at = words.index('--datasets')
+    assert main([*words[:at+1], 'dtd', 'eurosat', 'ucf101', *words[at+1:]]) == 2
+    said = capsys.readouterr().err
+    assert 'which lacks 2 of the 3 sets: eurosat, ucf101. eurosat: no folder ' in said
+    assert said.count('\n') == 1
 
 
 def test_svg_has_a_title(capsys, tmp_path):
@@ -233,7 +278,7 @@ SETS = f'{", ".join((*glyphs.SETS, *glyphs.SHIFTS))}; with a root {", ".join(REA
      "format: got 'word', allowed 'markdown', 'latex', 'text', 'csv'"),
     (['table1', '--model', 'ViT-B-16-quickgelu', '--pretrained', 'openai'],
      "root: not given; ViT-B-16-quickgelu is run on the paper's data sets, which are in a folder "
-     '(--root DATA); --plan needs none'),
+     '(--root DATA); --plan and --done need none'),
     (['table1', '--plan', '--datasets', 'food', '--tflops', '0'],
      'tflops: got 0.0, allowed finite numbers above 0'),
     (['table1', '--tflops', '5'], 'tflops: got 5 without --plan, which alone uses it'),

@@ -323,6 +323,13 @@ def check_figure4(
         if given and len(given) > 1:
             raise ValueError(f'{name}: got {", ".join(map(str, given))}, allowed for fig4 is one')
 
+def _refuse_source(table, source, targets):
+    "A set that a table trains on is none of its targets."
+    if source in targets:
+        known = find_protocol(table.protocol).targets_of(source)
+        raise ValueError(f'datasets: got {source!r}, which {table.name} trains on; allowed are '
+                         f'sets to test on: {", ".join(known)}, or your own folder or CSV file')
+
 def plan_table(
     name:str,            # such as 'table1'
     methods=None,        # rows by label or method; all if None
@@ -331,17 +338,19 @@ def plan_table(
     clip='glyph-clip',   # name of the CLIP
     pretrained=None,     # its weights, see `load_clip`
     root=None,           # folder of the public data sets
-    device=None          # 'cpu', 'cuda'; chosen if None
+    device=None,         # 'cpu', 'cuda'; chosen if None
+    unseen=False         # of public data sets that need not be there, see `make_runs`
 )->TablePlan:
     "The runs of a table, or of a part of it."
     table = find_table(name)
-    real = root is not None or clip != 'glyph-clip'
+    real = root is not None or clip != 'glyph-clip' or unseen
     lines = choose_lines(table, methods, clip)
     sources, shown = table.sets_for(real)
     seeds = tuple(dict.fromkeys(seeds or table.seeds))
     targets = None
     if table.kind:
         targets = datasets
+        _refuse_source(table, sources[0], datasets or ())
     else:
         sources = tuple(datasets or sources)
     if name == 'fig4':
@@ -349,7 +358,7 @@ def plan_table(
         sources = sources[:1]
     used = list(dict.fromkeys(line.method for line in lines))
     made = make_runs(used, sources, seeds, table.protocol, clip, pretrained, root, targets=targets,
-                     device=device)
+                     device=device, unseen=unseen)
     pairs = []
     for line in lines:
         own = [run for run in made if run.method == line.method]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_IN', 'Passes', 'Cost', 'passes', 'prompt_length', 'count_cost', 'stored_costs', 'cost_of', 'Size', 'size_of',
-           'published_size', 'Work', 'work_of', 'Job', 'works_of', 'median_seconds', 'jobs_of_plan', 'missing_set',
+           'published_size', 'Work', 'work_of', 'Job', 'works_of', 'median_seconds', 'jobs_of_plan', 'missing_sets',
            'jobs_of_public', 'plan_text', 'Pace', 'time_text']
 
 # %% ../../nbs/66_plan.ipynb #c4fcc41b
@@ -15,15 +15,16 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
 import torch
 
-from .paper import TablePlan, check_figure4, choose_lines, find_table
+from .paper import TablePlan, find_table, plan_table
 from .protocols import find_protocol
 from .results import read_results
-from .runs import find_dataset, find_run, find_target, settings_of, stored_settings
+from .runs import find_dataset, find_made, find_run, find_target, settings_of
 from .speed import count_flops, counting_saved_bytes, speed_dataset
 from .tables import beside_table, to_table
 from ..checks import check_number
@@ -32,7 +33,7 @@ from ..data.public import PUBLIC_SETS, find_set
 from ..methods import find_method
 from ..prompts import make_prompts
 from ..training import fit
-from ..weights import load_clip, weights_digest
+from ..weights import load_clip
 
 # %% ../../nbs/66_plan.ipynb #f344bd81
 class Passes(NamedTuple):
@@ -240,9 +241,11 @@ class Size(NamedTuple):
     words:tuple  # class names; empty if they are not known
 
 def size_of(
-    run  # a `Run`, whose data are there
+    run  # a `Run`
 )->Size:
-    "The sizes of a run's data."
+    "The sizes of a run's data; the published ones of sets that are not there."
+    if not run.data:
+        return published_size(run.protocol, run.dataset, tuple(run.targets), run.shots)
     rules = find_protocol(run.protocol)
     data, _ = find_dataset(run.place, run.root)
     targets = [find_target(place, run.root)[0] for place in run.target_places]
@@ -343,25 +346,30 @@ def _records(folder):
     "Records of a folder; what is none is not told, since nothing is made."
     return read_results(folder, lambda line: None)
 
+def _jobs(plan, records, done, device):
+    "The jobs of a plan, each run once; `done` has the runs that are."
+    labels = {}
+    for label,run in plan.pairs:
+        labels.setdefault(run, label)
+    groups = {}
+    for run,work in zip(labels, works_of(list(labels))):
+        group = labels[run], run.method, run.dataset, work
+        groups.setdefault(group, []).append(run)
+    found = []
+    for (label, method, dataset, work),runs in groups.items():
+        first = runs[0]
+        seconds = median_seconds(records, first.protocol, method, dataset, first.clip, device)
+        made = sum(run in done for run in runs)
+        found.append(Job(label, method, dataset, len(runs), made, work, seconds))
+    return found
+
 def jobs_of_plan(
     plan:TablePlan,
     folder           # of results
 )->list:             # of `Job`
     "The jobs of a plan, each run once."
-    labels, records = {}, _records(folder)
-    for label,run in plan.pairs:
-        labels.setdefault(run, label)
-    groups = {}
-    for run,work in zip(labels, works_of(list(labels))):
-        seconds = median_seconds(records, run.protocol, run.method, run.dataset, run.clip,
-                                 run.device)
-        group = labels[run], run.method, run.dataset, work, seconds
-        done = find_run(folder, run) is not None
-        groups.setdefault(group, []).append(done)
-    found = []
-    for (label, method, dataset, work, seconds),done in groups.items():
-        found.append(Job(label, method, dataset, len(done), sum(done), work, seconds))
-    return found
+    done = {run for run in plan.runs if find_run(folder, run) is not None}
+    return _jobs(plan, _records(folder), done, plan.runs[0].device)
 
 def _public_sets(table, datasets):
     "(sources, targets): public sets of a table, or of a part of it."
@@ -372,31 +380,28 @@ def _public_sets(table, datasets):
     sources = tuple(datasets or sources)
     return sources[:1] if table.name == 'fig4' else sources, targets
 
-def missing_set(
+def missing_sets(
     name:str,  # of a table
     datasets,  # as for `plan_table`
     root       # folder of the public data sets
-)->str:        # '' if there is none, or if not all sets are public
-    "What the first set is that a table on public sets needs and a folder lacks."
+)->str:        # '' if there are none, or if not all sets are public
+    "Which sets a table on public sets needs and a folder lacks, in a line."
     names = [name for part in _public_sets(find_table(name), datasets) for name in part]
     if not set(names) <= PUBLIC_SETS.keys():
         return ''
+    said = {}
     for dataset in names:
         try:
             find_set(dataset, root)
         except ValueError as e:
-            return str(e)
-    return ''
-
-def _seeds_done(records, wanted, targets):
-    "Seeds of the records that agree with the facts of a run, whatever their images and precision."
-    seeds = set()
-    for record in records:
-        facts = {name: record.run.get(name) for name in wanted}
-        facts['train'] = dict(facts['train'], amp=wanted['train']['amp'])
-        if facts == wanted and set(targets) <= record.run.get('targets', {}).keys():
-            seeds.add(record.seed)
-    return seeds
+            said[dataset] = str(e)
+    if not said:
+        return ''
+    first = next(iter(said.values()))
+    if len(said) == 1 or not Path(root).is_dir():
+        return first
+    return (f'root: got {str(root)!r}, which lacks {len(said)} of the {len(names)} sets: '
+            f'{", ".join(said)}. {first}')
 
 def jobs_of_public(
     name:str,       # of a table
@@ -409,41 +414,13 @@ def jobs_of_public(
     device='cuda'   # kind of device
 )->list:            # of `Job`
     "The jobs of a table on public sets that need not be there."
-    table = find_table(name)
-    if name == 'fig4':
-        check_figure4(datasets, seeds)
-    sources, targets = _public_sets(table, datasets)
-    for dataset in (*sources, *targets):
-        if dataset not in PUBLIC_SETS:
-            raise ValueError(f'datasets: got {dataset!r}, allowed are {", ".join(PUBLIC_SETS)}')
-    for dataset in sources:
+    plan = plan_table(name, methods, datasets, seeds, clip, pretrained, device='cpu', unseen=True)
+    for dataset in dict.fromkeys(run.dataset for run in plan.runs):
         if not PUBLIC_SETS[dataset].counts.train:
             raise ValueError(f'datasets: got {dataset!r}, which has no images to train on, '
                              'allowed are sets that have some')
-    seeds = tuple(dict.fromkeys(seeds or table.seeds))
     records = [] if folder is None else _records(folder)
-    weights = weights_digest(clip, pretrained)
-    found = []
-    seen = set()
-    for line in choose_lines(table, methods, clip):
-        for dataset in sources:
-            config, recipe = settings_of(table.protocol, line.method, dataset, clip,
-                                         dict(line.changes))
-            facts = line.method, dataset, str(config)
-            if facts not in seen:
-                seen.add(facts)
-                size = published_size(table.protocol, dataset, targets)
-                work = work_of(line.method, size, recipe, clip)
-                own, train = stored_settings(config, recipe)
-                wanted = dict(protocol=table.protocol, method=line.method, dataset=dataset,
-                              clip=clip, weights=weights, shots=16, config=own, train=train)
-                runs = seeds if recipe.epochs else seeds[:1]
-                done = _seeds_done(records, wanted, targets) & set(runs)
-                seconds = median_seconds(records, table.protocol, line.method, dataset, clip,
-                                         device)
-                found.append(Job(line.label, line.method, dataset, len(runs), len(done), work,
-                                 seconds))
-    return found
+    return _jobs(plan, records, find_made(plan.runs, records), device)
 
 def _amount(value, format):
     "A number of any size with about three digits; as CSV without marks."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'find_target', 'code_digest', 'settings_of', 'stored_settings',
            'make_runs', 'grid', 'search_of', 'at_points', 'search_table', 'best_point', 'changed_in_all', 'make',
-           'find_run', 'has_weights', 'ending_cleanly', 'run_missing', 'bench']
+           'find_run', 'made_on', 'find_made', 'choose_made', 'as_run', 'on_any_device', 'has_weights',
+           'ending_cleanly', 'run_missing', 'bench']
 
 # %% ../../nbs/61_runs.ipynb #f6110670
 import ast
@@ -24,7 +25,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -233,6 +234,12 @@ def stored_settings(
     "Settings and recipe as they are read back from a record: tuples are lists."
     return tuple(as_json([_plain(config), asdict(recipe)]))
 
+def _public_name(name):
+    "The name of a public set, which is all that is known of one that is not there."
+    if name not in REAL:
+        raise ValueError(f'datasets: got {name!r}, allowed are {", ".join(REAL)}')
+    return name
+
 def make_runs(
     methods,               # names
     datasets,              # names or folders; the sources where a protocol has several
@@ -245,7 +252,8 @@ def make_runs(
     targets=None,          # of 'cross' and 'domain-shift'; those of the source if None
     config=None,           # dict of changes to the methods' settings, or a whole config
     train=None,            # dict of changes to their recipes
-    device=None            # 'cpu', 'cuda'; chosen if None
+    device=None,           # 'cpu', 'cuda'; chosen if None
+    unseen=False           # of public sets that need not be there: can be found on file, not made
 )->list:                   # of `Run`
     "The runs of a table."
     rules, device = find_protocol(protocol), find_device(device)
@@ -255,17 +263,24 @@ def make_runs(
     weights = weights_digest(clip, pretrained)
     runs = []
     for place in map(str, datasets):
-        dataset, digest = find_dataset(place, root)
-        target_places = tuple(str(t) for t in rules.targets_of(dataset.name, targets))
-        found = [find_target(t, root) for t in target_places]
-        rules.split(dataset, shots, seeds[0], [t for t,_ in found])  # refuses what has no split
+        if unseen:
+            name, digest = _public_name(place), ''
+            target_places = rules.targets_of(name, targets)
+            digests = {_public_name(target): '' for target in target_places}
+        else:
+            dataset, digest = find_dataset(place, root)
+            name = dataset.name
+            target_places = tuple(str(t) for t in rules.targets_of(name, targets))
+            found = [find_target(t, root) for t in target_places]
+            rules.split(dataset, shots, seeds[0], [t for t,_ in found])  # refuses what has none
+            digests = {t.name: other for t,other in found}
         for method in methods:
-            own, recipe = settings_of(protocol, method, dataset.name, clip, config, train)
+            own, recipe = settings_of(protocol, method, name, clip, config, train)
             kind, _ = find_method(method)
             amp = resolve_amp(recipe.amp, device)
             common = dict(
-                protocol=protocol, method=method, dataset=dataset.name, shots=shots, clip=clip,
-                weights=weights, data=digest, targets={t.name: other for t,other in found},
+                protocol=protocol, method=method, dataset=name, shots=shots, clip=clip,
+                weights=weights, data=digest, targets=digests,
                 config=_plain(own), train=asdict(replace(recipe, amp=amp)),
                 precision='bf16' if amp == 'bf16' else 'fp32', device=device.type,
                 code=code_digest(kind),
@@ -462,10 +477,95 @@ def find_run(
     if run.precision == 'fp32':
         same += [replace(run, device=kind) for kind in ('cpu', 'cuda') if kind != run.device]
     for other in same:
-        record = find_record(folder, other.key) or find_wider_record(folder, other.facts())
+        record = find_record(folder, other.key)
+        if record is None and run.targets:
+            record = find_wider_record(folder, other.facts())
         if record is not None:
             return replace(record, run=run.facts())
     return None
+
+def made_on(
+    record:Record
+)->str:        # such as 'cuda bf16'
+    "Kind of device and precision of a run on file."
+    return f"{record.run.get('device')} {record.run.get('precision')}"
+
+def _whatever_made_it(facts):
+    "What identifies a run on any device, besides its images."
+    facts = dict(facts, train=dict(facts['train'], amp=''))
+    for name in ('device', 'precision', 'data', 'targets'):
+        facts.pop(name, None)
+    return json_digest(facts)
+
+def _has_data(record, run):
+    "Are these the images of a run? All images are those of a set that is not there."
+    targets = record.run.get('targets', {})
+    if not run.targets.keys() <= targets.keys():
+        return False
+    pairs = [(run.data, record.run.get('data'))]
+    pairs += [(digest, targets[name]) for name,digest in run.targets.items()]
+    return all(wanted in ('', found) for wanted,found in pairs)
+
+def _refuse_mixed_data(records):
+    "Images that are not there cannot say which of two sets of one name is meant."
+    digests = {}
+    for record in records:
+        data = {record.dataset: record.run.get('data'), **record.run.get('targets', {})}
+        for name,digest in data.items():
+            if digests.setdefault(name, digest) != digest:
+                raise ValueError(f'datasets: got records of two sets named {name}; allowed is a '
+                                 'folder with one, or --root with the images of one')
+
+def find_made(
+    runs:list,      # of `make_runs`, on any device
+    records:list,   # of a folder
+    device=None     # kind of device that made them; any if None
+)->dict:            # run → its records as they are on file; without runs that have none
+    "The records of runs, whatever device made them."
+    alike = {}
+    for record in records:
+        if device in (None, record.run.get('device')):
+            alike.setdefault(_whatever_made_it(record.run), []).append(record)
+    found = {}
+    for run in runs:
+        same = alike.get(_whatever_made_it(run.facts()), [])
+        own = [record for record in same if _has_data(record, run)]
+        if own:
+            found[run] = own
+    return found
+
+def choose_made(
+    found:dict  # of `find_made`
+)->dict:        # run → one record
+    "Of several records of a run one of the most frequent kind of device."
+    every = list(itertools.chain.from_iterable(found.values()))
+    if not all(run.data for run in found):
+        _refuse_mixed_data(every)
+    frequent = Counter(map(made_on, every))
+    return {run: max(own, key=lambda record: frequent[made_on(record)])
+            for run,own in found.items()}
+
+def as_run(
+    record:Record,  # of `choose_made`
+    run:Run
+)->Record:          # with the run's own key and targets
+    "A record under the name of a run that it is the result of."
+    metrics = record.metrics
+    if run.targets:
+        tested = run.dataset, *run.targets
+        metrics = {name: value for name,value in metrics.items() if name in tested}
+    return replace(record, run=run.facts(), metrics=metrics)
+
+def on_any_device(
+    run:Run
+)->list:     # of `Run`, itself among them
+    "A run as every kind of device would make it, in both precisions."
+    found = []
+    for device in ('cpu', 'cuda'):
+        for precision,amp in (('fp32', 'off'), ('bf16', 'bf16')):
+            train = dict(run.train, amp=amp)
+            found.append(replace(run, device=device, precision=precision, train=train))
+    return found
 
 def has_weights(
     folder,  # of weights, one folder a run

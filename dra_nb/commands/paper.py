@@ -8,6 +8,8 @@ __all__ = ['PAPER', 'SPEED']
 # %% ../../nbs/6f_cli_paper.ipynb #f58e1d07
 import argparse
 import shlex
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from .arguments import (Command, check_all_images, check_file, check_folder,
@@ -47,23 +49,34 @@ def _check_paper(args):
     if args.plan and args.save and args.table.startswith('fig'):
         raise ValueError(f'save: got {args.save!r} with --plan, which draws no figure; allowed is '
                          '--plan alone')
-    if args.root is None and args.model != 'glyph-clip' and not args.plan:
+    if args.root is None and args.model != 'glyph-clip' and not (args.plan or args.done):
         raise ValueError(f"root: not given; {args.model} is run on the paper's data sets, which "
-                         'are in a folder (--root DATA); --plan needs none')
+                         'are in a folder (--root DATA); --plan and --done need none')
+    if args.done and args.device:
+        check_choice('device', _kind_of_device(args), ('cpu', 'cuda', 'mps'))
+
+def _kind_of_device(args):
+    "Such as 'cuda' of 'cuda:1'; None if no device was named."
+    return args.device and args.device.partition(':')[0]
+
+def _lacking_sets(args):
+    "Which public sets are not there, in a line; None where all that is asked for is there."
+    from dra_nb.bench.plan import missing_sets
+    if args.root is None:
+        return None if args.model == 'glyph-clip' else 'root: not given'
+    return missing_sets(args.table, args.datasets, args.root) or None
 
 def _public_jobs(args):
     "The jobs of a plan on public sets that are not all there; None if they are."
-    from dra_nb.bench.plan import jobs_of_public, missing_set
-    if args.root is None and args.model == 'glyph-clip':
-        return None
-    lacking = '' if args.root is None else missing_set(args.table, args.datasets, args.root)
-    if args.root is not None and not lacking:
+    from dra_nb.bench.plan import jobs_of_public
+    lacking = _lacking_sets(args)
+    if lacking is None:
         return None
     check_weights(args)
-    device = (args.device or 'cuda').partition(':')[0]
+    device = _kind_of_device(args) or 'cuda'
     jobs = jobs_of_public(args.table, args.methods, args.datasets, args.seeds, args.model,
                           args.pretrained, args.out, device)
-    if lacking:
+    if args.root is not None:
         say(f'{lacking}; the plan has the published sizes')
     if any(job.done for job in jobs):
         say(f'done are runs in {args.out} with these names, settings, seeds and weights; '
@@ -82,6 +95,8 @@ def _paper_command(args):
         if given != getattr(defaults, name, None):
             many = given if isinstance(given, list) else [given]
             words += [f'--{name}', *map(str, many)]
+    if args.root is None and args.model != 'glyph-clip':
+        words += ['--root', 'DATA']
     return shlex.join(words)
 
 # %% ../../nbs/6f_cli_paper.ipynb #1fe5f8b3
@@ -184,8 +199,23 @@ def _plan_of(args):
     "The runs of a table, on data sets that are there."
     from dra_nb.bench.paper import plan_table
     check_model(args)
+    lacking = _lacking_sets(args)
+    if lacking:
+        raise ValueError(lacking)
     return plan_table(args.table, args.methods, args.datasets, args.seeds, args.model,
                       args.pretrained, args.root, args.device)
+
+def _plan_on_file(args):
+    "The runs of a table as --done looks for them: no device has to be there, and no public set."
+    from dra_nb.bench.paper import plan_table
+    check_weights(args)
+    lacking = _lacking_sets(args)
+    if lacking and args.table == 'fig4':
+        raise ValueError(f'{lacking}; fig4 shows images')
+    if lacking:
+        say(f'{lacking}; runs are found by the names of the sets, their images were not compared')
+    return plan_table(args.table, args.methods, args.datasets, args.seeds, args.model,
+                      args.pretrained, args.root, 'cpu', bool(lacking))
 
 def _text_of_plan(args):
     "What a table takes, as text."
@@ -198,18 +228,31 @@ def _text_of_plan(args):
     return plan_text(jobs, format=args.format, **card)
 
 # %% ../../nbs/6f_cli_paper.ipynb #fdf263b2
-def _records(args, plan):
-    "The records of a plan: with --done those on file, else all; what lacks is made."
+def _records_on_file(args, plan):
+    "The records of a plan that are on file, whatever device made them."
     from dra_nb.bench.results import read_results
-    from dra_nb.bench.runs import has_weights
-    if not args.done:
-        return _make_paper(args, plan)
+    from dra_nb.bench.runs import as_run, choose_made, find_made
+    from dra_nb.weights import find_device
+    found = find_made(plan.runs, read_results(args.out), _kind_of_device(args))
+    chosen = choose_made(found)
+    devices = Counter(record.run['device'] for record in chosen.values())
+    if len(devices) > 1:
+        counts = ', '.join(f'{n} on {device}' for device,n in devices.most_common())
+        say(f'runs of several devices are shown together ({counts}); --device takes those of one')
+    elif args.device is None and devices and find_device().type not in devices:
+        args.device, = devices          # the line that makes the others has to make them alike
+    return [as_run(record, run) for run,record in chosen.items()]
+
+def _with_weights(args, plan):
+    "The plan of Figure 4 with the run whose weights are there, whatever device made them."
+    from dra_nb.bench.runs import has_weights, on_any_device
+    (label, run), = plan.pairs
     weights = Path(args.out)/'weights'
-    if args.table == 'fig4' and not has_weights(weights, plan.runs[0]):
-        raise ValueError(f'done: got no weights of {plan.runs[0].key} in {weights}; without '
-                         '--done they are trained')
-    read_results(args.out)                       # names what is damaged
-    return plan.done(args.out)
+    for other in on_any_device(run):
+        if has_weights(weights, other):
+            return replace(plan, pairs=((label, other),))
+    raise ValueError(f'done: got no weights of {run.method} on {run.dataset}, seed {run.seed}, in '
+                     f'{weights}; without --done they are trained')
 
 def _show_text(text, path):
     "Print a table; write it to a file if one was named."
@@ -223,7 +266,8 @@ def _draw(args, plan, records):
     "(figure, text) of Figure 3 or 4; the figure is None where no row is whole."
     from dra_nb.bench.paper import draw_figure3, kinds_table, make_figure4, table_rows
     if args.table == 'fig4':
-        figure, kinds = make_figure4(plan, Path(args.out)/'weights', args.device)
+        device = None if args.done else args.device
+        figure, kinds = make_figure4(plan, Path(args.out)/'weights', device)
         return figure, kinds_table(kinds, args.format)
     rows = table_rows(plan, plan.labelled(records))
     figure = draw_figure3(rows) if rows else None
@@ -260,8 +304,14 @@ def _paper(args):
     if args.plan:
         _show_text(_text_of_plan(args), args.save)
         return
-    plan = _plan_of(args)
-    records = _records(args, plan)
+    if args.done:
+        plan = _plan_on_file(args)
+        if args.table == 'fig4':
+            plan = _with_weights(args, plan)
+        records = _records_on_file(args, plan)
+    else:
+        plan = _plan_of(args)
+        records = _make_paper(args, plan)
     if args.table.startswith('fig'):
         figure, text = _draw(args, plan, records)
         print(text)
@@ -276,7 +326,8 @@ def _paper_arguments(parser):
     parser.add_argument('--plan', action='store_true', help='make nothing; say how many runs, '
                         'steps, FLOPs, bytes and hours it takes')
     parser.add_argument('--done', action='store_true',
-                        help='make nothing; print the rows whose runs are done')
+                        help='make nothing; print the rows whose runs are done, on whatever '
+                        'device (--device: on this one)')
     parser.add_argument('--methods', nargs='+', help='rows, by their names (default: all)')
     parser.add_argument('--datasets', nargs='+', help='data sets; of tables 2 and 3 the sets to '
                         'test on (default: all)')
