@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'check_model_name', 'weights_digest',
            'clip_facts', 'check_same_clip', 'fetched_digest', 'find_device', 'wait_for', 'check_pretrained',
-           'load_clip']
+           'load_clip', 'meta_clip', 'clip_to_fit']
 
 # %% ../nbs/16_weights.ipynb #6298b97f
 import io
@@ -584,3 +584,25 @@ def load_clip(
     _equip(model, name, tokenizer, preprocess)
     model.clip_facts = clip_facts(name, pretrained) if pretrained else None
     return model.to(device).eval()
+
+# %% ../nbs/16_weights.ipynb #2b28d0e4
+def meta_clip(
+    name:str   # of a model of open_clip
+)->nn.Module:  # on the `meta` device: shapes without numbers
+    "A CLIP that takes no memory, to count what it does and to see what fits it."
+    config = open_clip.get_model_config(name)
+    custom = config.pop('custom_text', False)
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    with torch.device('meta'):
+        return kind(**config)
+
+def clip_to_fit(
+    name:str,       # as for `load_clip`
+    pretrained=None # of glyph-clip, whose file says how large it is
+)->nn.Module:       # with its tokenizer; one of open_clip has no weights
+    "A CLIP of the right shape, for what asks for no features."
+    if name == 'glyph-clip':
+        return load_clip(name, pretrained, 'cpu')
+    model = meta_clip(name)
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    return _equip(model, name, open_clip.get_tokenizer(name), preprocess)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'Run', 'dataset_digest', 'find_dataset', 'find_target', 'code_digest', 'settings_of', 'stored_settings',
-           'make_runs', 'grid', 'search_of', 'at_points', 'search_table', 'best_point', 'changed_in_all', 'make',
-           'find_run', 'made_on', 'find_made', 'choose_made', 'as_run', 'on_any_device', 'has_weights',
+           'make_runs', 'grid', 'search_of', 'at_points', 'search_table', 'best_point', 'changed_in_all', 'check_fits',
+           'make', 'find_run', 'made_on', 'find_made', 'choose_made', 'as_run', 'on_any_device', 'has_weights',
            'ending_cleanly', 'run_missing', 'bench']
 
 # %% ../../nbs/61_runs.ipynb #f6110670
@@ -45,7 +45,7 @@ from ..files import as_json, json_digest
 from ..methods import METHODS, find_method
 from ..recipes import TrainConfig, resolve_amp, set_fields
 from ..training import TrainingDiverged, naming_full_memory
-from ..weights import fetched_digest, find_device, load_clip, weights_digest
+from ..weights import clip_to_fit, fetched_digest, find_device, load_clip, weights_digest
 
 # %% ../../nbs/61_runs.ipynb #33f5bbd7
 WHERE = ('place', 'target_places', 'root', 'pretrained')
@@ -410,6 +410,21 @@ def _filled(kind, values):
     "A dataclass of settings from plain data."
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in values.items()})
 
+def check_fits(
+    runs:list  # of `make_runs`
+):
+    "Refuse settings that do not fit the CLIP, such as more blocks than it has; nothing is trained."
+    alike = {(run.method, json_digest(run.config), run.clip, run.pretrained): run for run in runs}
+    shapes = {}
+    for run in alike.values():
+        place = run.clip, run.pretrained
+        if place not in shapes:
+            shapes[place] = clip_to_fit(*place)
+        try:
+            _build(run, shapes[place]).remove()
+        except ValueError as e:
+            raise ValueError(f'{run.method} on {run.clip}: {e}') from None
+
 def _checked(dataset, digest, planned):
     "A data set that is the one that was planned with."
     if digest != planned:
@@ -669,13 +684,17 @@ def _import_all(modules):
             raise ValueError(f'method: its module {name} cannot be imported in a worker '
                              f'({e})') from None
 
+def _silence_data_warnings():
+    "Not what loading a data set warns of: the parent has said it."
+    warnings.filterwarnings('ignore', module=r'dra_nb\.data\.')
+
 def _serve(runs, folder, options, parent, pipe, modules):
     "A worker process: the loop, and a message for every run that was made."
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all: the parent decides
     signal.signal(signal.SIGTERM, _exit_on)
     torch.set_num_threads(1)
-    warnings.filterwarnings('ignore', 'name: ')      # of data sets: the parent has said it
+    _silence_data_warnings()
 
     def finished(run, record, new):
         if new:

@@ -44,13 +44,14 @@ class RunLines:
         print(text, flush=True)
         self.last = time.perf_counter()
 
-    def show(self, record, done, total, also=''):
-        "What `run_missing` calls for every new record."
+    def show(self, record, done, total, also='', row=''):
+        "What `run_missing` calls for every new record; `row` is the row of a table that it is of."
         self.done = done, total
         shown = [f'{name} {value:.1f}' for name,value in record.metrics.items()]
         more = ' …' if shown[3:] else ''
         seconds = f'{record.seconds["train"]:.0f} + {record.seconds["test"]:.0f} s'
-        self.say(f'[{done}/{total}] {record.dataset} {record.method} seed {record.seed}: '
+        named = f' ({row})' if row not in ('', record.method) else ''
+        self.say(f'[{done}/{total}] {record.dataset} {record.method}{named} seed {record.seed}: '
                  f'{"  ".join(shown[:3])}{more}  ({seconds}{also})')
 
 # %% ../../nbs/6e_cli_bench.ipynb #27705ecf
@@ -65,12 +66,13 @@ def _shots_of(dataset, args, most):
     least = min(Counter(item.label for item in dataset.train).values(), default=most)
     return min(most, least) if args.shots is None else args.shots
 
-def _warn_of_few(dataset, args, most):
-    "Has a class fewer images than are drawn if nobody says how many?"
-    shots = _shots_of(dataset, args, most)
-    if args.shots is None and shots < most:
-        say(f'{dataset.name}: its smallest class has {shots} training images, so {shots} shots '
-            'are drawn (a folder that is not cut yet gives half to training)')
+def _warn_of_few(datasets, args, most):
+    "Which data sets have a class with fewer images than are drawn if nobody says how many?"
+    shots = {dataset.name: _shots_of(dataset, args, most) for dataset in datasets}
+    few = [f'{name} {number}' for name,number in shots.items() if number < most]
+    if args.shots is None and few:
+        say(f'fewer than {most} shots are drawn, as many as the smallest class has training '
+            f'images: {", ".join(few)} (a folder that is not cut yet gives half to training)')
 
 def _check_settings(args, methods, dataset, config, train):
     "Refuse settings that a method does not have, naming it; one without training has none."
@@ -118,7 +120,7 @@ def check_images_of_runs(runs):
 # %% ../../nbs/6e_cli_bench.ipynb #350fc7df
 def _plan(args, methods, datasets, seeds, shots=16):
     "The runs that were asked for; refuses before any work what cannot be run."
-    from dra_nb.bench.runs import find_dataset, make_runs
+    from dra_nb.bench.runs import check_fits, find_dataset, make_runs
     from dra_nb.recipes import read_changes
     config, train = read_changes(args.set), read_changes(args.train, 'train')
     runs, found = [], []
@@ -130,10 +132,10 @@ def _plan(args, methods, datasets, seeds, shots=16):
         runs += make_runs(methods, [place], seeds, args.protocol, args.model, args.pretrained,
                           args.root, _shots_of(dataset, args, shots), args.targets, config, train,
                           args.device)
+    check_fits(runs)
     check_images_of_runs(runs)
-    for dataset in found:
-        _warn_of_few(dataset, args, shots)
-        warn_of_photographs(args, dataset.test)
+    _warn_of_few(found, args, shots)
+    warn_of_photographs(args, [item for dataset in found for item in dataset.test])
     return runs
 
 # %% ../../nbs/6e_cli_bench.ipynb #86c3afef
@@ -202,7 +204,7 @@ def _show_search(records, path):
 # %% ../../nbs/6e_cli_bench.ipynb #f2870e38
 def _bench(args):
     "Make what a folder of results lacks, and print its tables."
-    from dra_nb.bench.runs import at_points, run_missing
+    from dra_nb.bench.runs import at_points, check_fits, run_missing
     from dra_nb.methods import find_method
     methods = args.methods or BENCH_METHODS
     for method in methods:
@@ -221,7 +223,9 @@ def _bench(args):
         args.protocol = 'inner-split'
     args.protocol = args.protocol or 'base-to-new'
     runs = _plan(args, methods, _sources(args), args.seeds)
-    runs = at_points(runs) if args.search else runs
+    if args.search:
+        runs = at_points(runs)
+        check_fits(runs)
     with RunLines() as lines:
         records = run_missing(runs, args.out, workers_of(args), args.device, args.save, lines.show,
                               args.ray, args.text_chunk)

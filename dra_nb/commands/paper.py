@@ -103,23 +103,25 @@ def _paper_command(args):
 def _make_paper(args, plan):
     "All records of a plan; makes those that lack."
     from dra_nb.bench.plan import Pace, time_text
-    from dra_nb.bench.runs import find_dataset, run_missing
+    from dra_nb.bench.runs import check_fits, find_dataset, run_missing
     check_folder(args.out)
+    have = {record.key for record in plan.done(args.out)}
+    lacking = [run for run in plan.runs if run.key not in have]
+    check_fits(lacking)
     found = []
     for place in {place for run in plan.runs for place in (run.place, *run.target_places)}:
         dataset, _ = find_dataset(place, args.root)
         found.append(dataset)
         check_all_images(args, place, dataset)
-    have = {record.key for record in plan.done(args.out)}
-    lacking = [run for run in plan.runs if run.key not in have]
     check_images_of_runs(lacking)
-    for dataset in found:
-        warn_of_photographs(args, dataset.test)
-    pace = Pace(lacking)
+    warn_of_photographs(args, [item for dataset in found for item in dataset.test])
+    pace = Pace(lacking, args.out)
     weights = Path(args.out)/'weights' if args.table == 'fig4' else None
+    rows = {run.key: label for label,run in reversed(plan.pairs)}    # of several the first
     with RunLines() as lines:
         def show(record, done, total):
-            lines.show(record, done, total, f', {time_text(pace.left(record))} left')
+            left = f', {time_text(pace.left(record))} left'
+            lines.show(record, done, total, left, rows[record.key])
         return run_missing(plan.runs, args.out, workers_of(args), args.device, weights, show,
                            args.ray, args.text_chunk)
 
