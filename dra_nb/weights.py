@@ -603,6 +603,5 @@ def clip_to_fit(
     "A CLIP of the right shape, for what asks for no features."
     if name == 'glyph-clip':
         return load_clip(name, pretrained, 'cpu')
-    model = meta_clip(name)
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    return _equip(model, name, open_clip.get_tokenizer(name), preprocess)
+    no_pixels = dict(mean=(0.,)*3, std=(1.,)*3)
+    return _equip(meta_clip(name), name, open_clip.get_tokenizer(name), no_pixels)

@@ -34,7 +34,7 @@ from ..data.public import PUBLIC_SETS, find_set
 from ..methods import find_method
 from ..prompts import make_prompts
 from ..training import fit
-from ..weights import load_clip
+from ..weights import load_clip, meta_clip
 
 # %% ../../nbs/66_plan.ipynb #f344bd81
 class Passes(NamedTuple):
@@ -93,11 +93,7 @@ def _meta_clip(name):
         return load_clip(name, device='cpu'), 'cpu'
     if name not in open_clip.list_models():
         raise ValueError(f'model: got {name!r}, allowed are glyph-clip and those of open_clip')
-    config = open_clip.get_model_config(name)
-    custom = config.pop('custom_text', False)
-    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    with torch.device('meta'):
-        return kind(**config), 'meta'
+    return meta_clip(name), 'meta'
 
 @lru_cache
 def passes(
