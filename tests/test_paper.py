@@ -13,6 +13,7 @@ from dra_nb.bench.paper import (TABLES, difference_rows, find_table, in_table1, 
                                 plan_table, published, read_table, table_rows)
 from dra_nb.bench.results import Record, read_results, write_record
 from dra_nb.cli import main
+from dra_nb.commands.bench import RunLines
 from dra_nb.data import REAL, glyphs
 from dra_nb.evaluation import harmonic_mean
 
@@ -247,6 +248,45 @@ def test_all_missing_sets_in_one_message(part, capsys):
     said = capsys.readouterr().err
     assert 'which lacks 2 of the 3 sets: eurosat, ucf101. eurosat: no folder ' in said
     assert said.count('\n') == 1
+
+
+def test_settings_that_do_not_fit_are_refused_first(part, capsys, tmp_path):
+    "The CLIP has eight blocks and MaPLe's prompts go into nine: no run is made before that is said."
+    words = [*part[:2], '--methods', 'zero-shot', 'maple', *part[5:-1], str(tmp_path/'new')]
+    assert main([*words, *ALONE]) == 2
+    said = capsys.readouterr()
+    assert said.err == ('dra-nb: maple on glyph-clip: depth: got 9, allowed 1 to 8, the blocks of '
+                        'the towers\n')
+    assert said.out == '' and not (tmp_path/'new').exists()
+    at = words.index('--seeds')
+    others = words[words.index('--root'):]
+    bench = ['bench', '--methods', 'zero-shot', 'maple', '--datasets', 'dtd', 'oxford_pets']
+    assert main([*bench, '--shots', '2', *words[at:at+2], *others, *ALONE]) == 2
+    assert 'maple on glyph-clip: depth: got 9, allowed 1 to 8' in capsys.readouterr().err
+
+
+def test_a_line_names_the_row(capsys):
+    facts = dict(method='dra-recommended', dataset='food', seed=1)
+    record = Record(facts, dict(base=60.), {}, {}, dict(train=1., test=1.), {}, 'cpu')
+    RunLines().show(record, 1, 2, row='r = 4')
+    RunLines().show(record, 2, 2, row='dra-recommended')
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith('[1/2] food dra-recommended (r = 4) seed 1: base 60.0')
+    assert second.startswith('[2/2] food dra-recommended seed 1: ')
+
+
+def test_few_images_are_one_line(part, capsys, tmp_path):
+    "Whatever the number of data sets; the same of photographs."
+    for name in 'ab':
+        for k in range(4):
+            save_images(tmp_path/name/f'class {k}', 4, 10*k, (20, 20))
+    at = part.index('--pretrained')
+    words = ['bench', '--methods', 'zero-shot', '--datasets', str(tmp_path/'a'), str(tmp_path/'b'),
+             '--seeds', '1', *part[at:-1], str(tmp_path/'results'), *ALONE]
+    assert main(words) == 0
+    few, photographs = capsys.readouterr().err.splitlines()
+    assert 'fewer than 16 shots are drawn' in few and ': a 2, b 2 (' in few
+    assert photographs.startswith('dra-nb: glyph-clip was trained on drawings')
 
 
 def test_svg_has_a_title(capsys, tmp_path):
