@@ -40,10 +40,15 @@ def blocks(language):
     return re.findall(rf'```{language}\n(.*?)```', first_steps(), re.S)
 
 
-def commands():
-    "The words of every line of the page that calls the program."
-    lines = ''.join(blocks('bash')).replace('\\\n', ' ').splitlines()
+def calls(text):
+    "The words of every line that calls the program."
+    lines = text.replace('\\\n', ' ').splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith('dra-nb ')]
+
+
+def commands():
+    "Those of the page."
+    return calls(''.join(blocks('bash')))
 
 
 def run(script, folder):
@@ -79,6 +84,15 @@ def test_readme_names_the_page_and_all_methods():
     text = README.read_text(encoding='utf-8')
     assert FIRST_STEPS.name in text
     assert [name for name in METHODS if f'`{name}`' not in text] == []
+
+
+def test_commands_of_readme_are_understood():
+    "Own pictures, with a CLIP for photographs; what is trained is what classifies."
+    parser = build_parser()
+    fit, predict = (parser.parse_args(words) for words in calls(README.read_text(encoding='utf-8')))
+    assert (fit.command, predict.command) == ('fit', 'predict')
+    assert fit.method in METHODS and fit.out == predict.weights
+    assert fit.model == predict.model == MODEL[1] and fit.pretrained == predict.pretrained == MODEL[3]
 
 
 def test_commands_are_understood():
