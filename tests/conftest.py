@@ -28,18 +28,6 @@ def save_tiny_clip(path, seed=0, words=1000, **shape):
     return save_glyph_clip(build_glyph_clip(config), path, facts, torch.arange(words))
 
 
-def tiny_open_clip(kind=open_clip.CLIP, seed=0):
-    "One of open_clip's two model classes, twelve blocks a tower, with what `load_clip` adds."
-    torch.manual_seed(seed)
-    image = dict(image_size=32, patch_size=16, width=48, layers=12, head_width=16)
-    text = dict(context_length=77, width=32, heads=2, layers=12)
-    model = kind(32, image, text, quick_gelu=True).eval()
-    model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    model.image_size, model.mean, model.std = 32, (.5,)*3, (.25,)*3
-    model.clip_name, model.preprocess = 'tiny', None
-    return model
-
-
 def meta_clip(name='ViT-B-16-quickgelu'):
     "A published CLIP without memory, on the `meta` device."
     config = open_clip.get_model_config(name)

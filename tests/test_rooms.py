@@ -29,7 +29,7 @@ ROOMS = [
     'methods.tip_adapter methods.control methods.dra_plus',
     'methods',
     'training',
-    'evaluation',
+    'contract evaluation',
     'bench.protocols bench.runs bench.results bench.statistics bench.tables bench.choice '
     'bench.speed',
     'bench',
