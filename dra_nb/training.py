@@ -127,6 +127,16 @@ class RecordedStep:
         return self.terms
 
 # %% ../nbs/12_training.ipynb #a2085801
+class _Comment:
+    "What a progress bar says; it is read when the bar is drawn, for reading waits for the GPU."
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def __str__(self):
+        trainer = self.trainer
+        now = trainer.means() or trainer.history[-1]
+        return f'epoch {trainer.epoch+1} · loss {float(now["loss"]):.3g}'
+
 class Trainer:
     "The state of a training run, which callbacks and methods may read."
     def __init__(self,
@@ -163,6 +173,7 @@ class Trainer:
     def take_weights(self):
         "What is trained from now on, and an optimiser for it."
         self.recorded = None
+        self.known = None        # the run's identity, once it was asked for
         self.trained = self.method.trained()
         parameters = list(self.trained.values())
         self.optimizer = make_optimizer(self.config, parameters) if parameters else None
@@ -304,11 +315,16 @@ class Trainer:
         for _ in shown:
             self.one_step()
             if self.bar:
-                now = self.means() or self.history[-1]
-                shown.comment = f'epoch {self.epoch+1} · loss {float(now["loss"]):.3g}'
+                shown.comment = _Comment(self)
 
     def identity(self)->str:
         "A digest of what makes this run this run: settings, data, weights it started on."
+        if self.known is None:
+            self.known = self.new_identity()
+        return self.known
+
+    def new_identity(self)->str:
+        "The same, computed: it reads every weight of the CLIP."
         method = self.method
         carried = [m for m in attached(method.model).values() if hasattr(m, 'config')]
         own = [asdict(part.config) for part in (method, *carried) if part.config is not None]

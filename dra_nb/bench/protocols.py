@@ -121,6 +121,11 @@ class Protocol:
     every_seed:bool=False    # does a seed matter without training?
     may_diverge:bool=False   # does a diverged run count as nothing right?
 
+    @property
+    def by_halves(self):
+        "Are the tests named base and new? They are the names of sets where there are targets."
+        return not self.targets
+
     def targets_of(self,
         source:str,   # name of the source
         given=None    # targets asked for

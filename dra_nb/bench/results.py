@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from .protocols import PROTOCOLS
 from ..files import json_digest, lock_file, read_json, write_json
 
 # %% ../../nbs/62_results.ipynb #ae308fe0
@@ -143,8 +144,8 @@ def _check(found, path):
         number = isinstance(v, (int, float)) and not isinstance(v, bool)
         if not number or not math.isfinite(v) or not 0 <= v <= 100:
             raise ValueError(f'{path}: metric {k} is {v}, allowed is 0 to 100')
-    by_halves = run['protocol'] in ('base-to-new', 'inner-split')
-    needed = {'base', 'new', 'hm'} if by_halves else set()
+    rules = PROTOCOLS.get(run['protocol'])
+    needed = {'base', 'new', 'hm'} if rules is not None and rules.by_halves else set()
     if not parts['metrics'] or needed - parts['metrics'].keys():
         raise ValueError(f'{path}: its metrics are {", ".join(parts["metrics"]) or "none"}, '
                          f'allowed are {", ".join(sorted(needed)) or "those of a run"}')

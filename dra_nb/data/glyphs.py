@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'SETS', 'SHIFTS', 'ROLES', 'VERSION', 'Artwork', 'hash_numbers', 'uniform_numbers', 'artwork',
            'drawings_for_pretraining', 'classnames', 'held_out', 'per_class', 'n_images', 'labels', 'Difficulty',
            'difficulty_of', 'UniformDraws', 'monochrome', 'paint', 'drawings_in', 'compose', 'foreground_mask',
-           'glyph_address', 'is_glyph', 'parse_glyph', 'compose_pretraining', 'family_of', 'show_images', 'attribution']
+           'glyph_address', 'is_glyph', 'parse_glyph', 'family_of', 'show_images', 'attribution']
 
 # %% ../../nbs/10_glyphs.ipynb #7ea1180b
 import io
@@ -456,15 +456,6 @@ def parse_glyph(
         raise ValueError(f'address: got {address!r}, allowed is {_SCHEME}set/split/index')
     name, split, index = parts
     return name, split, int(index)
-
-# %% ../../nbs/10_glyphs.ipynb #59ef7bb2
-def compose_pretraining(
-    indices:Tensor,    # (B,) int64: image numbers, any, on the device to compose on
-    drawings:Tensor,   # (B,) int64: the drawing in each
-    difficulty:Difficulty=Difficulty()   # how hard
-)->Tensor:             # (B,3,64,64) float in [0,1]
-    "An endless stream of pre-training images."
-    return _compose(_seed('pretrain', 'pretrain', indices), drawings, difficulty)[0]
 
 # %% ../../nbs/10_glyphs.ipynb #23faa2f9
 def family_of(drawings:Tensor)->list: # names, one a drawing
