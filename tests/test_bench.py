@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -382,6 +384,96 @@ def test_a_cluster_gets_whole_paths(world, tmp_path, monkeypatch):
         monkeypatch.chdir(Path(world['datasets'][0]).parent)
     assert [r.key for r in sent] == [run.key, named.key, adapter.key]
     assert Path('kept', adapter.key).is_dir()
+
+
+class TaskError(Exception):
+    "As Ray hands on the error of a task."
+    def __init__(self, cause):
+        self.cause = cause
+
+
+class FakeRay(types.ModuleType):
+    "What the bench uses of Ray, in this process: a task is made when somebody asks for it."
+    def __init__(self):
+        super().__init__('ray')
+        self.exceptions = types.SimpleNamespace(RayTaskError=TaskError, RayError=ConnectionError)
+        self.connected, self.made, self.cancelled = False, [], []
+
+    def is_initialized(self):
+        return self.connected
+
+    def init(self, address, **options):
+        self.connected = True
+
+    def shutdown(self):
+        self.connected = False
+
+    def cluster_resources(self):
+        return dict(CPU=2.)
+
+    def remote(self, **options):
+        return lambda function: types.SimpleNamespace(remote=partial(partial, function))
+
+    def wait(self, refs, timeout):
+        return refs[-1:], refs[:-1]                             # the last one is ready first
+
+    def get(self, ref):
+        self.made.append(ref.args[0].key)
+        try:
+            return ref()
+        except Exception as e:
+            raise TaskError(e)
+
+    def cancel(self, ref, force):
+        self.cancelled.append(ref.args[0].key)
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    module = FakeRay()
+    monkeypatch.setitem(sys.modules, 'ray', module)
+    return module
+
+
+def test_runs_of_a_cluster_are_written_and_not_made_again(world, tmp_path, fake_ray):
+    "A table on a cluster is that of one process; a second call makes what is lacking."
+    table = dict(methods=['adapter'], seeds=[1, 2], train=dict(epochs=1), **world)
+    alone = bench(folder=tmp_path/'one', **table)
+    folder, shown = tmp_path/'cluster', []
+    made = bench(folder=folder, ray=True, show=lambda *row: shown.append(row[1:]), **table)
+    assert numbers(made) == numbers(alone) and shown == [(1, 2), (2, 2)]
+    assert sorted(r.key for r in read_results(folder, pytest.fail)) == sorted(fake_ray.made)
+    assert not list(folder.glob('.*.claim')) and not fake_ray.connected
+    files = sorted(folder.glob('*.json'))
+    times = [f.stat().st_mtime_ns for f in files]
+    assert numbers(bench(folder=folder, ray=True, **table)) == numbers(alone)
+    assert len(fake_ray.made) == 2 and [f.stat().st_mtime_ns for f in files] == times
+    (folder/f'{alone[0].key}.json').unlink()
+    bench(folder=folder, ray=True, **table)
+    assert fake_ray.made[2:] == [alone[0].key]
+
+
+def test_a_run_that_diverges_on_a_cluster_leaves_the_others(world, tmp_path, fake_ray):
+    runs = []
+    for rate in (.01, .02, 1e6):
+        runs += make_runs(['adapter'], seeds=[1], train=dict(epochs=20, lr=rate), **world)
+    with pytest.raises(ValueError, match='1 of 3 runs diverged: .*; the other 2 are in'):
+        run_missing(runs, tmp_path, ray=True)
+    assert fake_ray.made[0] == runs[2].key and len(fake_ray.made) == 3
+    assert {r.key for r in read_results(tmp_path)} == {runs[0].key, runs[1].key}
+    assert not list(tmp_path.glob('.*.claim')) and not fake_ray.connected
+
+
+def test_a_cluster_that_loses_a_run_is_one_line(world, tmp_path, fake_ray, monkeypatch):
+    "What is under way is cancelled, and its claims are free."
+    def lose(ref):
+        raise ConnectionError('a node went away')
+    monkeypatch.setattr(fake_ray, 'get', lose)
+    runs = make_runs(['adapter'], seeds=[1, 2], train=dict(epochs=1), **world)
+    with pytest.raises(ValueError, match='ray: a run was lost too often') as error:
+        run_missing(runs, tmp_path, ray=True)
+    assert '\n' not in str(error.value) and sorted(fake_ray.cancelled) == sorted(r.key for r in runs)
+    assert not list(tmp_path.glob('.*.claim')) and not fake_ray.connected
 
 
 # ---- methods of one's own ------------------------------------------------------------------------
