@@ -1692,6 +1692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'dra_nb.weights.find_device': ('weights.html#find_device', 'dra_nb/weights.py'),
                                 'dra_nb.weights.glyph_clip_facts': ('weights.html#glyph_clip_facts', 'dra_nb/weights.py'),
                                 'dra_nb.weights.load_clip': ('weights.html#load_clip', 'dra_nb/weights.py'),
+                                'dra_nb.weights.meta_clip': ('weights.html#meta_clip', 'dra_nb/weights.py'),
                                 'dra_nb.weights.save_glyph_clip': ('weights.html#save_glyph_clip', 'dra_nb/weights.py'),
                                 'dra_nb.weights.wait_for': ('weights.html#wait_for', 'dra_nb/weights.py'),
                                 'dra_nb.weights.weights_digest': ('weights.html#weights_digest', 'dra_nb/weights.py')}}}

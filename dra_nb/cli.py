@@ -246,11 +246,13 @@ def _dataset_name(args):
 # %% ../nbs/14_cli.ipynb #3ab78aa4
 def _show_settings(args):
     "Print what a fit would do."
+    from dra_nb.weights import meta_clip
     _settings(args, args.dataset)
     _check_template(args.template)
     _check_model_name(args)
     dataset = _dataset_name(args)
     cls, preset, config, train = _settings(args, dataset)
+    cls(meta_clip(args.model, args.pretrained), config)         # settings that do not fit it
     print(f'method   {cls.name}\npreset   {preset}\nclip     {args.model}\ndata set {dataset}')
     for kind,given in (('set', config), ('train', train)):
         print(f'--{kind}')

@@ -121,7 +121,10 @@ class Trial:
         size = self.model.image_size
         source = torch.Generator().manual_seed(0)
         self.images = torch.randn(8, 3, size, size, generator=source)
-        self.tensors = {n: t.clone() for n,t in self.model.state_dict().items()}
+        # a method may keep a tensor at another place, under another name
+        self.tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        self.values = {n: t.detach().clone() for n,t in self.tensors.items()}
+        self.names = list(self.model.state_dict())
         self.flags = [p.requires_grad for p in self.model.parameters()]
         self.features = self.clip_features()
         self.method = self.built(self.model)
@@ -167,13 +170,8 @@ class Trial:
         return still == excused, measured, allowed
 
     def stays_frozen(self):
-        now = self.model.state_dict()
-        changed = []
-        for n,before in self.tensors.items():
-            if n not in now or not torch.equal(now[n], before):
-                changed.append(n)
-        training = [n for n,p in self.model.named_parameters()
-                    if n in self.tensors and p.requires_grad]
+        changed = [n for n,t in self.tensors.items() if not torch.equal(t, self.values[n])]
+        training = [n for n,t in self.tensors.items() if t.requires_grad]
         measured = f'changed {_named(changed)}, trains {_named(training)} of {len(self.tensors)}'
         return not changed and not training, measured, '0 and 0'
 
@@ -222,7 +220,7 @@ class Trial:
         "The last one: the CLIP has no method afterwards, and then another one."
         self.method.remove()
         flags = [p.requires_grad for p in self.model.parameters()]
-        if list(self.model.state_dict()) != list(self.tensors) or flags != self.flags:
+        if list(self.model.state_dict()) != self.names or flags != self.flags:
             return False, 'other names or flags of parameters', '0'
         found = max(map(_deviation, self.clip_features(), self.features))
         self.built(self.model)

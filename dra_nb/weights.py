@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GlyphClipConfig', 'build_glyph_clip', 'save_glyph_clip', 'glyph_clip_facts', 'check_model_name', 'weights_digest',
            'clip_facts', 'check_same_clip', 'fetched_digest', 'find_device', 'wait_for', 'check_pretrained',
-           'load_clip', 'meta_clip', 'clip_to_fit']
+           'load_clip', 'meta_clip']
 
 # %% ../nbs/16_weights.ipynb #6298b97f
 import io
@@ -17,7 +17,7 @@ import textwrap
 import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +25,7 @@ from pathlib import Path
 import open_clip
 import torch
 from huggingface_hub import constants, get_session
+from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -585,23 +586,21 @@ def load_clip(
     model.clip_facts = clip_facts(name, pretrained) if pretrained else None
     return model.to(device).eval()
 
-# %% ../nbs/16_weights.ipynb #2b28d0e4
+# %% ../nbs/16_weights.ipynb #2a556450
 def meta_clip(
-    name:str   # of a model of open_clip
-)->nn.Module:  # on the `meta` device: shapes without numbers
-    "A CLIP that takes no memory, to count what it does and to see what fits it."
+    name:str,            # as for `load_clip`
+    pretrained:str=None  # a file of glyph-clip, which may have another shape; else not read
+)->nn.Module:            # with .tokenizer, .preprocess, .mean, .std
+    "The shape of a CLIP: its weights are on the device `meta`, which keeps no numbers."
+    if name == 'glyph-clip':
+        shape = glyph_clip_facts(pretrained)['config']['model']
+        with torch.device('meta'):
+            return build_glyph_clip(GlyphClipConfig(**{**shape, 'patch_dropout': 0.})).eval()
+    check_model_name(name)
     config = open_clip.get_model_config(name)
     custom = config.pop('custom_text', False)
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     with torch.device('meta'):
-        return kind(**config)
-
-def clip_to_fit(
-    name:str,       # as for `load_clip`
-    pretrained=None # of glyph-clip, whose file says how large it is
-)->nn.Module:       # with its tokenizer; one of open_clip has no weights
-    "A CLIP of the right shape, for what asks for no features."
-    if name == 'glyph-clip':
-        return load_clip(name, pretrained, 'cpu')
-    no_pixels = dict(mean=(0.,)*3, std=(1.,)*3)
-    return _equip(meta_clip(name), name, open_clip.get_tokenizer(name), no_pixels)
+        model = kind(**config)
+    usual = asdict(PreprocessCfg())      # no image is prepared for a shape
+    return _equip(model, name, open_clip.get_tokenizer(name), usual).eval()

@@ -3,7 +3,6 @@ import time
 from dataclasses import asdict
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -26,17 +25,6 @@ def save_tiny_clip(path, seed=0, words=1000, **shape):
     torch.manual_seed(seed)
     facts = dict(config=dict(model=asdict(config)))
     return save_glyph_clip(build_glyph_clip(config), path, facts, torch.arange(words))
-
-
-def meta_clip(name='ViT-B-16-quickgelu'):
-    "A published CLIP without memory, on the `meta` device."
-    config = open_clip.get_model_config(name)
-    with torch.device('meta'):
-        model = open_clip.CLIP(**config)
-    model.tokenizer = open_clip.get_tokenizer(name)
-    model.image_size, model.mean, model.std = 224, (.5,)*3, (.25,)*3
-    model.clip_name = name
-    return model
 
 
 def save_images(folder, n=6, start=0, size=(48, 40)):

@@ -172,6 +172,16 @@ def test_a_preset_of_its_own(call):
     assert code == 2 and all(name in err for name in method_names())
 
 
+@pytest.mark.parametrize('words, said', [
+    ('--set start=13', 'start'), ('--method maple --set depth=50', 'depth')])
+def test_show_refuses_what_fit_refuses(words, said, tmp_path, call):
+    "Settings that do not fit the CLIP, with the same line."
+    code, _, shown = call('fit', 'food', *words.split(), '--show')
+    assert code == 2 and shown.startswith(f'dra-nb: {said}: got')
+    words = ['fit', 'food', *words.split(), '--out', str(tmp_path), '--shots', '1']
+    assert call(*words)[::2] == (2, shown)
+
+
 # From images to answers
 
 def test_own_images_from_fit_to_predict(tmp_path, trained, tiny, own, call):

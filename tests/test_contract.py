@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import meta_clip, save_tiny_clip
+from conftest import save_tiny_clip
 from dra_nb.attach import attached, detach, set_step
 from dra_nb.contract import (NAMES, OTHERS, PROPERTIES, SHORT, TEMPLATE, check_method,
                              tiny_open_clip, tiny_shots)
@@ -21,7 +21,7 @@ from dra_nb.methods import (METHODS, Method, build_method, find_method, load_met
                             saved_facts)
 from dra_nb.recipes import TrainConfig
 from dra_nb.training import Callback, TrainingDiverged, fit
-from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip
+from dra_nb.weights import GlyphClipConfig, build_glyph_clip, load_clip, meta_clip
 
 # name → parts of names of trained tensors that may stay without a gradient
 HARD_ORDER = 'W_t', 'W_c'                 # it passes none to the scores
@@ -377,13 +377,13 @@ def test_both_model_classes(name, shots, images, tmp_path):
 
 @pytest.mark.parametrize('name, count', PUBLISHED.items())
 def test_published_number_of_parameters(name, count):
-    method = build_method(name, meta_clip())
+    method = build_method(name, meta_clip('ViT-B-16-quickgelu'))
     assert sum(p.numel() for p in method.trained().values()) == count
 
 
 @pytest.mark.parametrize('name, count', dict(maple=1_185_024, dra=537_600).items())
 def test_published_number_across_data_sets(name, count):
-    clip = meta_clip()
+    clip = meta_clip('ViT-B-16-quickgelu')
     config, _ = find_method(name)[0].recipe('cross', 'imagenet', clip.clip_name)
     method = build_method(name, clip, config=config)
     assert sum(p.numel() for p in method.trained().values()) == count
