@@ -45,7 +45,7 @@ from ..files import as_json, json_digest
 from ..methods import METHODS, find_method
 from ..recipes import TrainConfig, resolve_amp, set_fields
 from ..training import TrainingDiverged, naming_full_memory
-from ..weights import clip_to_fit, fetched_digest, find_device, load_clip, weights_digest
+from ..weights import fetched_digest, find_device, load_clip, meta_clip, weights_digest
 
 # %% ../../nbs/61_runs.ipynb #33f5bbd7
 WHERE = ('place', 'target_places', 'root', 'pretrained')
@@ -419,7 +419,7 @@ def check_fits(
     for run in alike.values():
         place = run.clip, run.pretrained
         if place not in shapes:
-            shapes[place] = clip_to_fit(*place)
+            shapes[place] = meta_clip(*place)
         try:
             _build(run, shapes[place]).remove()
         except ValueError as e:

@@ -110,11 +110,13 @@ def _dataset_name(args):
 # %% ../../nbs/6d_cli_adapt.ipynb #3ab78aa4
 def _show_settings(args):
     "Print what a fit would do."
+    from dra_nb.weights import meta_clip
     _settings(args, args.dataset)
     _check_template(args.template)
     check_named_model(args)
     dataset = _dataset_name(args)
     cls, preset, config, train = _settings(args, dataset)
+    cls(meta_clip(args.model, args.pretrained), config)         # settings that do not fit it
     print(f'method   {cls.name}\npreset   {preset}\nclip     {args.model}\ndata set {dataset}')
     for kind,given in (('set', config), ('train', train)):
         print(f'--{kind}')
@@ -273,8 +275,9 @@ def _train_and_save(args, method, data, train, facts):
     seconds = time.perf_counter()-start
     method.save(out, facts | dict(history=history, seconds=seconds))
     (out/'checkpoint.pt').unlink(missing_ok=True)
-    print(f'training accuracy {history[-1].get("accuracy", 100.):.1f} %, {seconds:.0f} s; '
-          f'weights in {out}')
+    accuracy = history[-1].get('accuracy')       # a method need not say one
+    learned = '' if accuracy is None else f'training accuracy {accuracy:.1f} %, '
+    print(f'{learned}{seconds:.0f} s; weights in {out}')
 
 # %% ../../nbs/6d_cli_adapt.ipynb #3fc00ad5
 def _fit_facts(args, data, template, preset, train):
