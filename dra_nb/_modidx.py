@@ -683,6 +683,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'dra_nb.contract._findings': ('contract.html#_findings', 'dra_nb/contract.py'),
                                  'dra_nb.contract._known': ('contract.html#_known', 'dra_nb/contract.py'),
                                  'dra_nb.contract._named': ('contract.html#_named', 'dra_nb/contract.py'),
+                                 'dra_nb.contract._tokenizer': ('contract.html#_tokenizer', 'dra_nb/contract.py'),
                                  'dra_nb.contract._word': ('contract.html#_word', 'dra_nb/contract.py'),
                                  'dra_nb.contract.check_method': ('contract.html#check_method', 'dra_nb/contract.py'),
                                  'dra_nb.contract.tiny_open_clip': ('contract.html#tiny_open_clip', 'dra_nb/contract.py'),

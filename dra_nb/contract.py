@@ -9,6 +9,7 @@ __all__ = ['NAMES', 'OTHERS', 'TEMPLATE', 'SHORT', 'CLOSE', 'PROPERTIES', 'tiny_
 # %% ../nbs/5a_contract.ipynb #7ffc4037
 import tempfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ TEMPLATE = 'a photo of a {}.'
 # steps of Adam have one length, whatever the scale of what is trained
 SHORT = TrainConfig(epochs=3, batch_size=4, lr=.05, optimizer='adamw', amp='off')
 
+@lru_cache
+def _tokenizer():
+    "Read once; it has no state."
+    return open_clip.get_tokenizer('ViT-B-16')
+
 def tiny_open_clip(
     kind=open_clip.CLIP,  # or open_clip.CustomTextCLIP, whose text tower is a module of its own
     seed:int=0            # of the weights
@@ -39,7 +45,7 @@ def tiny_open_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(32, image, text, quick_gelu=True).eval()
-    model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    model.tokenizer = _tokenizer()
     model.image_size, model.mean, model.std = 32, (.5,)*3, (.25,)*3
     model.clip_name, model.preprocess = 'tiny', None
     return model
