@@ -22,6 +22,7 @@ import zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 
 from dra_nb.attach import attached
 from dra_nb.clip import image_features, text_features, tokenize
-from dra_nb.methods import METHODS
+from dra_nb.methods import METHODS, promptsrc
 from dra_nb.methods.lfa import start_matrix
 from dra_nb.methods.proda import difference_variance
 from dra_nb.methods.promptsrc import epoch_weights
@@ -42,6 +43,7 @@ from dra_nb.recipes import TrainConfig, make_optimizer
 JOINT, IMAGE, PATCH, BLOCKS = 64, 32, 8, 12
 WIDTHS = {'visual.': 128, '': 64}             # image tower, text tower; a head is 64 wide
 CONTEXT, VOCABULARY = 77, 49408
+TOKENIZER = open_clip.get_tokenizer('ViT-B-16')
 
 
 def tower_shapes(prefix, width):
@@ -111,10 +113,15 @@ def tiny_clip(seed=0):
     model = open_clip.CLIP(JOINT, image, text, quick_gelu=True).eval()
     wrong = model.load_state_dict(tiny_weights(seed), strict=False)
     assert not wrong.unexpected_keys and set(wrong.missing_keys) <= {'attn_mask'}, wrong
-    model.tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    model.tokenizer = TOKENIZER
     model.image_size, model.mean, model.std = IMAGE, (.5,)*3, (.25,)*3
     model.clip_name, model.preprocess = 'tiny', None
     return model
+
+
+def word_ids(words):
+    "The ids of words, without start and end."
+    return TOKENIZER.encode(words)
 
 
 def tiny_images(n, seed):
@@ -124,6 +131,10 @@ def tiny_images(n, seed):
 
 
 # ---- a file -------------------------------------------------------------------------------------
+
+class Deviation(Exception):
+    "A quantity lies outside its tolerance."
+
 
 # What the first part of a key begins with, if it is no setting such as 's0.5/'.
 KINDS = ('param', 'grad', 'plain_grad', 'step3', 'f64')
@@ -138,10 +149,30 @@ class OfficialFile:
         self.path = str(path)
         self.method = self.meta['method']
         self.classnames = self.meta['classnames']
-        labels = self.arrays.pop('labels', self.meta.get('labels'))
-        self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        self.check_finite()
+        self.labels = self.read_labels()
         self.images = tiny_images(self.meta['n_images'], self.meta['image_seed'])
         self.tolerance = self.read_tolerance(self.meta['tolerance'])
+
+    def check_finite(self):
+        "A NaN compares with nothing."
+        for key,value in self.arrays.items():
+            if not np.isfinite(value).all():
+                raise Deviation(f'{self.method}: {key} holds numbers that are not finite')
+
+    def read_labels(self):
+        "The labels of the arrays, or else of `meta`; where both have them they are the same."
+        noted = self.meta.get('labels')
+        labels = np.asarray(self.arrays.pop('labels', noted))
+        if noted is not None and labels.tolist() != list(noted):
+            raise Deviation(f'{self.method}: labels and the labels of meta differ')
+        if labels.shape != (self.meta['n_images'],):
+            raise Deviation(f'{self.method}: labels has shape {labels.shape}, '
+                            f'allowed is ({self.meta["n_images"]},)')
+        if labels.min() < 0 or labels.max() >= len(self.classnames):
+            raise Deviation(f'{self.method}: labels lie in {labels.min()} to {labels.max()}, '
+                            f'allowed are 0 to {len(self.classnames)-1}')
+        return torch.as_tensor(labels, dtype=torch.int64)
 
     @staticmethod
     def read_tolerance(given):
@@ -181,10 +212,6 @@ class OfficialFile:
 
 # ---- comparing ----------------------------------------------------------------------------------
 
-class Deviation(Exception):
-    "A quantity lies outside its tolerance."
-
-
 def numbers(x):
     "Whatever holds numbers, as float64 of numpy."
     x = x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
@@ -199,6 +226,12 @@ def relative(got, wanted):
     norm = np.linalg.norm(wanted)
     distance = np.linalg.norm(got - wanted)
     return float(distance/norm) if norm else float(distance)
+
+
+def check_shape(label, name, array, shape):
+    "An array of the file has the shape that the method's own has."
+    if np.shape(array) != tuple(shape):
+        raise Deviation(f'{label}: {name} has shape {np.shape(array)}, allowed is {tuple(shape)}')
 
 
 class Comparison:
@@ -228,15 +261,20 @@ class Comparison:
         "Norm, sum and first numbers of an array that the file does not hold in full."
         self.compared.add(name)
         got, wanted = numbers(got).ravel(), numbers(wanted)
+        check_shape(self.label, name, wanted, (2+min(32, got.size),))
         norm, total, first = wanted[0], wanted[1], wanted[2:]
-        self.note(group, f'{name} (norm)', abs(np.linalg.norm(got)-norm)/norm, tolerance)
-        self.note(group, f'{name} (sum)', abs(got.sum()-total)/(norm*math.sqrt(got.size)), tolerance)
-        self.note(group, f'{name} (first)', relative(got[:len(first)], first), 5*tolerance)
+        unit = norm or 1.
+        self.note(group, f'{name} (norm)', abs(np.linalg.norm(got)-norm)/unit, tolerance)
+        apart = abs(got.sum()-total)/(unit*math.sqrt(got.size))
+        self.note(group, f'{name} (sum)', apart, tolerance)
+        apart = np.linalg.norm(got[:len(first)]-first)/(np.linalg.norm(first) or unit)
+        self.note(group, f'{name} (first)', apart, 5*tolerance)
 
     def norm_and_sum(self, group, name, got, wanted, tolerance):
         "Norm and sum alone, both relative to the norm."
-        got, (norm, total) = numbers(got), wanted
-        deviation = max(abs(np.linalg.norm(got)-norm), abs(got.sum()-total))/norm
+        check_shape(self.label, name, wanted, (2,))
+        got, (norm, total) = numbers(got), numbers(wanted)
+        deviation = max(abs(np.linalg.norm(got)-norm), abs(got.sum()-total))/(norm or 1.)
         self.note(group, name, deviation, tolerance)
 
     def lines(self):
@@ -253,13 +291,30 @@ class DoubleComparison(Comparison):
         self.compare = compare
         self.arrays = arrays
 
+    # key in single precision → its norm and sum in double precision
+    norms = ((r'$', '_norm_sum'), (r'$', '_minus_start_norm_sum'), (r'$', '_minus_eye_norm_sum'),
+             (r'grad/ctx$', 'grad_norm_sum'), (r'step3/ctx$', 'step3_delta_norm_sum'))
+
     def note(self, group, name, deviation, tolerance):
-        "Only whole arrays are compared."
+        "Only whole arrays, or their norms and sums, are compared."
 
     def array(self, group, name, got, wanted, tolerance):
         key = f'f64/{name}'
         if key in self.arrays:
             self.compare.array('float64', key, got, self.arrays[key], 1e-9)
+        for ending,other in self.norms:
+            key = re.sub(ending, other, f'f64/{name}', count=1)
+            if key != f'f64/{name}' and key in self.arrays:
+                self.compare.compared.add(key)
+                wanted = np.squeeze(self.arrays[key])
+                self.compare.norm_and_sum('float64', key, got, wanted, 1e-8)
+
+    def summary(self, group, name, got, wanted, tolerance):
+        "Norm and sum, where the float64 run has them."
+        key = f'f64/{name}'.replace('step3_delta_summary', 'step3_delta_norm_sum')
+        if key in self.arrays and 'step3_delta_summary/' not in name:
+            self.compare.compared.add(key)
+            self.compare.norm_and_sum('float64', key, got, self.arrays[key], 1e-8)
 
 
 # ---- what a method says about itself ------------------------------------------------------------
@@ -289,10 +344,14 @@ class Steps:
     seed = 1
     per_epoch = 10**9       # no epoch ends here
 
-    def __init__(self, method, train):
+    def __init__(self, method, train, given=None):
         self.step = 0
         self.method = method
         self.optimizer = make_optimizer(train, method.trained().values())
+        for group in self.optimizer.param_groups:       # what no recipe of ours changes
+            for name in ('betas', 'dampening', 'nesterov'):
+                if name in group and name in (given or {}):
+                    group[name] = given[name]
 
     def precision(self):
         return nullcontext()
@@ -320,7 +379,7 @@ class Case:
     `own` (name in `METHODS`), `config()`, `own_name(official)`, `terms` and `more_values()`."""
     own = ''
     terms = dict(ce=('ce', 1.))     # official loss term → (term of `losses`, its weight there)
-    required = ('logits', 'loss_total')     # without them a file proves nothing
+    weights = {}                    # term of `losses` → the setting that is its weight
 
     def __init__(self, file, setting='', double=False):
         self.file = file
@@ -380,7 +439,9 @@ class Case:
     def put(self, method, kind):
         "Copy the file's parameters into the method."
         for name,p in self.mine(method).items():
-            p.copy_(torch.from_numpy(np.asarray(self.arrays[f'{kind}/{name}'])))
+            value = self.arrays[f'{kind}/{name}']
+            check_shape(self.file.method, f'{kind}/{name}', value, p.shape)
+            p.copy_(torch.from_numpy(np.asarray(value)))
 
     def features(self, method):
         "Image and text features as the logits take them, not normalised."
@@ -395,14 +456,28 @@ class Case:
         terms = method.losses(self.images, self.labels)
         found['loss_total'] = sum(terms.values())
         for official,(own,weight) in self.terms.items():
-            found[f'loss_{official}'] = terms[own]/weight
+            found[f'loss_{official}'] = self.term(method, own, weight)
         assert set(terms) == {own for own,_ in self.terms.values()}, list(terms)
         found.update(self.more_values(method))
         return found
 
+    def optimiser_settings(self):
+        "As the file has them."
+        return self.meta.get('optimizer') or self.options
+
+    def term(self, method, own, weight):
+        "A term of the loss without its weight, also where that is 0."
+        if weight:
+            return method.losses(self.images, self.labels)[own]/weight
+        config = method.config
+        method.config = replace(config, **{self.weights[own]: 1.})
+        found = method.losses(self.images, self.labels)[own]
+        method.config = config
+        return found
+
     def recipe(self):
         "The optimiser, and the number of steps."
-        given = self.meta.get('optimizer') or self.options
+        given = self.optimiser_settings()
         name = given.get('name') or given['optimiser']
         own = {k: given[k] for k in ('lr', 'weight_decay', 'momentum', 'eps') if k in given}
         return TrainConfig(optimizer=name.lower(), **own), given['steps']
@@ -410,7 +485,7 @@ class Case:
     def steps(self, method):
         "Three steps on the whole batch; the loss before each."
         train, n = self.recipe()
-        trainer = Steps(method, train)
+        trainer = Steps(method, train, self.optimiser_settings())
         history = []
         for _ in range(n):
             terms = method.step(trainer, self.images, self.labels)
@@ -426,7 +501,8 @@ class Case:
         self.check_tokens(compare, method)
         self.check_values(compare, method)
         self.check_gradients(compare, method)
-        if any(key.startswith('step3/') for key in self.arrays):
+        steps = ('step3/', 'step3_delta_summary/', 'step3_logits', 'loss_history')
+        if any(key.startswith(steps) for key in self.arrays):
             self.check_steps(compare, method)
         self.check_more(compare, method)
         if self.dtype == torch.float32 and any(k.startswith('f64/') for k in self.file.arrays):
@@ -447,34 +523,53 @@ class Case:
 
     def check_clip(self, compare):
         "Plain CLIP first: if it deviates, nothing else means anything."
-        if 'zero_shot_logits' in self.arrays:
-            compare.array('plain CLIP', 'zero_shot_logits', self.zero_shot_logits(),
-                          self.arrays['zero_shot_logits'], self.file.tolerance['value'])
+        compare.array('plain CLIP', 'zero_shot_logits', self.zero_shot_logits(),
+                      self.arrays['zero_shot_logits'], self.file.tolerance['value'])
 
     def check_tokens(self, compare, method):
         "Our sentences are the file's, but for what stands in the slots."
         self.check_sentences(compare, 'tokens', method.prompts)
 
+    def token_ids(self, compare, key):
+        "An array of ids, one row of 77 for each sentence."
+        ids = self.arrays[key]
+        if ids.ndim != 2 or ids.shape[1] != CONTEXT or (ids != ids.astype(np.int64)).any():
+            raise Deviation(f'{compare.label}: {key} holds no rows of {CONTEXT} ids')
+        return ids.astype(np.int64)
+
+    def placeholder(self, n):
+        "Words that stand in the file's sentences where `n` learned vectors go."
+        return self.meta.get('context_words') or ' '.join(['X']*n)
+
+    def check_plain_tokens(self, compare, key, sentences):
+        "Ids of sentences that hold no learned vector."
+        wanted = self.token_ids(compare, key)
+        ids = numbers(TOKENIZER(sentences))
+        same = wanted.shape == ids.shape and (wanted == ids).all()
+        compare.compared.add(key)
+        compare.note('tokens', key, 0. if same else math.inf, 1.)
+
     def check_sentences(self, compare, key, prompts):
         "The same of any prompts whose slots are behind the start."
-        wanted = self.arrays[key].astype(np.int64)
+        wanted = self.token_ids(compare, key)
         tokens, slots = numbers(prompts.tokens), numbers(prompts.slots) > 0
         M = prompts.n_slots
         words = np.delete(wanted, range(1, 1+M), axis=1)      # theirs stand behind the start
         n = tokens.shape[-1] - M
         rest = tokens[~slots].reshape(len(tokens), n)
         same = (rest == words[:, :n]).all() and (words[:, n:] == 0).all()
+        held = word_ids(self.placeholder(M))[:M]
+        same = same and len(held) == M and (wanted[:, 1:1+M] == held).all()
         compare.compared.add(key)
         compare.note('tokens', key, 0. if same else math.inf, 1.)
 
     def check_values(self, compare, method):
         "Features, logits, terms of the loss."
-        lacking = [key for key in self.required if key not in self.arrays]
+        values = self.values(method)
+        lacking = [key for key in values if key not in self.arrays]
         if lacking:
             raise Deviation(f'{compare.label}: the file lacks {", ".join(lacking)}')
-        for key,value in self.values(method).items():
-            if key not in self.arrays:
-                continue
+        for key,value in values.items():
             kind = 'loss' if key.startswith('loss') else 'value'
             group = dict(loss='losses', value='features' if 'feature' in key else 'logits')[kind]
             if kind == 'value' and 'feature' not in key and key != 'logits':
@@ -553,7 +648,11 @@ class Case:
         "Norms and sums of all parameters, in the order of their sorted names."
         if key in wanted:
             compare.compared.add(f'f64/{key}')
-            for name,row in zip(self.meta['sorted_names'], wanted[key]):
+            names = self.meta['sorted_names']
+            if sorted(names) != sorted(tensors):
+                raise Deviation(f'{compare.label}: sorted_names of meta are not the parameters')
+            check_shape(compare.label, f'f64/{key}', wanted[key], (len(names), 2))
+            for name,row in zip(names, wanted[key]):
                 compare.norm_and_sum('float64', f'f64/{key}/{name}', tensors[name], row, 1e-8)
 
 
@@ -564,9 +663,16 @@ class CoOpCase(Case):
     own = 'coop'
 
     def config(self):
-        shape = self.arrays['param/prompt_learner.ctx'].shape
-        return METHODS[self.own].Config(words='', length=shape[0],
+        return METHODS[self.own].Config(words='', length=self.meta['n_ctx'],
                                         position=self.meta['class_token_position'])
+
+    def put(self, method, kind):
+        "A context of three axes has vectors of its own for every class."
+        shape = self.arrays[f'{kind}/prompt_learner.ctx'].shape
+        if len(shape) == 3 and shape[0] == len(self.file.classnames):
+            zeros = torch.zeros(shape, dtype=self.dtype)
+            method.context = torch.nn.Parameter(zeros)
+        super().put(method, kind)
 
     def own_name(self, official):
         return {'prompt_learner.ctx': 'context'}[official]
@@ -628,6 +734,7 @@ class MMACase(Case):
 @case('kgcoop')
 class KgCoOpCase(CoOpCase):
     own = 'kgcoop'
+    weights = dict(guide='weight')
 
     def config(self):
         return replace(super().config(), guide=self.meta['template'], weight=self.meta['weight'])
@@ -640,12 +747,11 @@ class KgCoOpCase(CoOpCase):
         "The gradients of the two terms."
         method = self.build()
         for official,(own,weight) in self.terms.items():
-            loss = method.losses(self.images, self.labels)[own]/weight
+            loss = self.term(method, own, weight)
             for name,g in self.gradients(method, loss).items():
                 key = f'grad_{official}/{name}'
-                if key in self.arrays:
-                    compare.array('gradients of the terms', key, g, self.arrays[key],
-                                  self.file.tolerance['gradient'])
+                compare.array('gradients of the terms', key, g, self.arrays[key],
+                              self.file.tolerance['gradient'])
 
 
 @case('cocoop')
@@ -669,6 +775,7 @@ class CoCoOpCase(CoOpCase):
 @case('tcp')
 class TCPCase(Case):
     own = 'tcp'
+    weights = dict(guide='weight')
 
     def config(self):
         model = self.meta['settings']['model']
@@ -677,6 +784,9 @@ class TCPCase(Case):
         sentence = ' '.join(['*']*M + words[M:])
         return METHODS[self.own].Config(sentence=sentence, guide=self.meta['guide_template'],
                                         weight=model['guide_weight'])
+
+    def placeholder(self, n):
+        return ' '.join(self.meta['prompt_template'].split()[:n])
 
     @property
     def terms(self):
@@ -690,9 +800,12 @@ class TCPCase(Case):
     def check_tokens(self, compare, method):
         "The guide's sentences as well."
         super().check_tokens(compare, method)
-        tokens = method.guide_prompts.tokens
-        compare.array('tokens', 'guide_tokens', tokens,
-                      self.arrays['guide_tokens'][:, :tokens.shape[-1]], 1e-9)
+        guide = method.guide_prompts.tokens.squeeze(-2)
+        wanted = self.token_ids(compare, 'guide_tokens')
+        n = guide.shape[-1]
+        same = np.array_equal(numbers(guide), wanted[:, :n]) and (wanted[:, n:] == 0).all()
+        compare.compared.add('guide_tokens')
+        compare.note('tokens', 'guide_tokens', 0. if same else math.inf, 1.)
 
     def more_values(self, method):
         return dict(guide_features=method.guide_features(), class_prompts=method.class_prompts())
@@ -725,6 +838,15 @@ class MetaPromptCase(Case):
     def own_name(self, official):
         return {'prompt_learner.ctx': 'text', 'vision_prompt_learner.ctx': 'image'}[official]
 
+    def placeholder(self, n):
+        return ' '.join(self.meta['prompt_template'].split()[:n])
+
+    def check_tokens(self, compare, method):
+        "The sentences of the plain CLIP as well; the names in them keep their underscores."
+        super().check_tokens(compare, method)
+        sentences = [self.template.format(name) for name in self.file.classnames]
+        self.check_plain_tokens(compare, 'zero_shot_tokens', sentences)
+
     def more_values(self, method):
         frozen = method.frozen_image(self.images)
         by_image, by_text = method.branches(self.images, frozen)
@@ -746,8 +868,15 @@ class MetaPromptCase(Case):
         history = self.steps(method)
         compare.array('losses of the steps', 'plain3/loss_history', history,
                       self.file.arrays['plain3/loss_history'], self.file.tolerance['history'])
+        count = sum(p.numel() for p in self.mine(method).values())
+        compare.array('others', 'n_trained', count, self.file.arrays['n_trained'], 1e-9)
         for name,p in self.mine(method).items():
             self.check_change(compare, f'plain3/step3/{name}', p, name)
+            key = f'plain3/step3_delta_summary/{name}'
+            if key in self.file.arrays:
+                change = numbers(p)-numbers(self.arrays[f'param/{name}'])
+                compare.summary('change by the steps', key, change, self.file.arrays[key],
+                                self.file.tolerance['change'])
         with torch.no_grad():
             compare.array('logits after the steps', 'plain3/step3_logits',
                           method.logits(self.images), self.file.arrays['plain3/step3_logits'],
@@ -765,12 +894,21 @@ class MetaPromptCase(Case):
         "The episodes as well."
         super().check_double(compare)
         self.check_more(DoubleComparison(compare, self.file.arrays), None)
+        key = 'plain3/step3_delta_norm_sum'
+        if f'f64/{key}' in self.file.arrays:
+            self.changes = dict(meta_step=0.)
+            method = self.build()
+            before = {n: p.detach().clone() for n,p in self.mine(method).items()}
+            self.steps(method)
+            self.changes = {}
+            change = {n: p-before[n] for n,p in self.mine(method).items()}
+            self.check_rows(compare, key, change, {key: self.file.arrays[f'f64/{key}']})
 
     def check_parts(self, compare):
         "What an episode is made of: the step before it, both trials, both gradients."
         arrays, tolerance = self.file.arrays, self.file.tolerance
         method = self.build()
-        trainer = Steps(method, self.recipe()[0])
+        trainer = Steps(method, self.recipe()[0], self.optimiser_settings())
         frozen = method.frozen_image(self.images)
         loss = sum(method.terms(self.images, frozen, self.labels).values())
         compare.array('losses', 'episode/outer_loss', loss, arrays['episode/outer_loss'],
@@ -780,27 +918,38 @@ class MetaPromptCase(Case):
                              ('vision', 'vision_prompt_learner.ctx')):
             key = f'episode/{own}_after_outer'
             self.check_change(compare, key, self.mine(method)[official], official)
+        compare.compared |= {'episode/class_split_1', 'episode/class_split_2',
+                             'episode/first_half_size'}         # inputs
         order = torch.from_numpy(arrays['episode/class_split_1'])
         first = int(arrays['episode/first_half_size'])
         halves = order[:first], order[first:]
         start = method.text.detach().clone()
+        losses, trace = [loss.item()], [start.clone()]
         for i,(here,there) in enumerate((halves, halves[::-1])):
             trial = method.half_loss(trainer, frozen, self.labels, there)
             method.trial(trainer, trial)
             self.check_change(compare, f'episode/text_moved{i}', method.text, 'prompt_learner.ctx')
             tested = method.half_loss(trainer, frozen, self.labels, here)
             gradient, = torch.autograd.grad(tested, method.text)
-            key = f'episode/meta_grad{i}'
-            compare.array('gradients', key, gradient, arrays[key], tolerance['gradient'])
+            losses.append(trial.item())
+            trace.append(method.text.detach().clone())
+            for key in [k for k in arrays if re.fullmatch(f'episode/(.*/)?meta_grad{i}', k)]:
+                compare.array('gradients', key, gradient, arrays[key], tolerance['gradient'])
             for name,got in (('train', trial), ('test', tested)):
                 key = f'episode/inner_{name}_loss{i}'
                 compare.array('losses', key, got, arrays[key], tolerance['loss'])
             method.text.data.copy_(start)
+        before = numbers(self.arrays['param/prompt_learner.ctx'])
+        for key in [k for k in arrays if re.fullmatch('episode/.*/losses_iter1', k)]:
+            compare.array('losses', key, losses, arrays[key], tolerance['loss'])
+        for key in [k for k in arrays if re.fullmatch('episode/.*/text_trace_iter1', k)]:
+            compare.array('change by the steps', key, numbers(torch.stack(trace))-before,
+                          numbers(arrays[key])-before, tolerance['change'])
 
     def check_episodes(self, compare, prefix):
         "The file's halves of the classes, in two iterations."
         method = self.build()
-        trainer = Steps(method, self.recipe()[0])
+        trainer = Steps(method, self.recipe()[0], self.optimiser_settings())
         first = int(self.file.arrays['episode/first_half_size'])
         for i in (1, 2):
             frozen = method.frozen_image(self.images)
@@ -816,6 +965,7 @@ class MetaPromptCase(Case):
 @case('promptsrc')
 class PromptSRCCase(Case):
     own = 'promptsrc'
+    weights = dict(text='text_weight', image='image_weight', logits='logits_weight')
 
     @property
     def terms(self):
@@ -834,6 +984,16 @@ class PromptSRCCase(Case):
                                         sentences=len(m['teacher_template_indices']),
                                         mean=float(m['gpa']['mean']), std=float(m['gpa']['std']),
                                         **weights)
+
+    def set_classes(self, method):
+        "With the file's sentences for the teacher, where they are not the first of the list."
+        super().set_classes(method)
+        chosen = self.meta['teacher_template_indices']
+        if sorted(chosen) == list(range(len(chosen))):
+            return
+        sentences = [promptsrc.OPENAI_IMAGENET_TEMPLATES[i] for i in chosen]
+        with patch.object(promptsrc, 'OPENAI_IMAGENET_TEMPLATES', sentences):
+            method.teacher_features()       # kept until other classes are set
 
     def own_name(self, official):
         if official == 'prompt_learner.ctx':
@@ -900,7 +1060,7 @@ class CLIPLoRACase(Case):
     def steps(self, method):
         "The method sets its own rate at every step."
         train, n = self.recipe()
-        trainer = Steps(method, train)
+        trainer = Steps(method, train, self.optimiser_settings())
         trainer.config, trainer.steps = train, self.options['total_iters']
         self.rates = [method.rate(train.lr, step, trainer.steps) for step in range(n)]
         history = []
@@ -913,10 +1073,38 @@ class CLIPLoRACase(Case):
     def check_more(self, compare, method):
         "The rates of the steps; in evaluation the updates are added to the weights."
         compare.array('rates', 'lrs', self.rates, self.arrays['lrs'], 1e-6)
+        self.check_without_dropout(compare)
         with torch.no_grad():
             compare.array('logits after the steps', 'step3_logits_merged',
                           method.eval().logits(self.images), self.arrays['step3_logits_merged'],
                           self.file.tolerance['after'])
+
+
+    def check_double(self, compare):
+        "In evaluation the updates are added to the weights, here as well."
+        super().check_double(compare)
+        self.check_without_dropout(DoubleComparison(compare, self.file.arrays))
+        key = 'f64/step3_logits_merged'
+        if key in self.file.arrays:
+            method = self.build()
+            self.steps(method)
+            with torch.no_grad():
+                compare.array('float64', key, method.eval().logits(self.images),
+                              self.file.arrays[key], 1e-9)
+
+    def check_without_dropout(self, compare):
+        "Another path of the official code: its loss is right, its gradients in the last block."
+        given = {k: v for k,v in self.file.arrays.items() if k.startswith('dropout_rate0/')}
+        if not given:
+            return
+        method = self.build()
+        total = sum(method.losses(self.images, self.labels).values())
+        compare.array('losses', 'dropout_rate0/loss', total, given['dropout_rate0/loss'],
+                      self.file.tolerance['loss'])
+        for name,g in self.gradients(method, total).items():
+            key = f'dropout_rate0/grad/{name}'
+            if key in given and f'resblocks.{BLOCKS-1}.' in name:
+                compare.array('gradients', key, g, given[key], self.file.tolerance['gradient'])
 
 
 @case('proda')
@@ -945,12 +1133,11 @@ class ProDACase(Case):
         return Placed(sentences=o['K'], length=o['n_ctx'],
                       per_step=len(self.meta['prompt_batch']), **changes)
 
-    def ways(self, ending):
+    def ways(self, steps):
         "Beginning of keys → settings of the bound it is named after, such as 'batch4_diag_5'."
         found = {}
-        for key in self.file.arrays:
-            first, _, rest = key.partition('/')
-            if rest != ending or first == 'f64':
+        for first in self.file.settings():
+            if first.startswith('steps_') != steps:
                 continue
             form = r'(?:steps_)?(?:batch(\d+)_)?(diag|full)_(?:K([+-]1)?|(\d+))'
             named = re.fullmatch(form, first)
@@ -964,15 +1151,18 @@ class ProDACase(Case):
     def own_name(self, official):
         return {'ctx': 'context'}[official]
 
+    def placeholder(self, n):
+        return ' '.join(self.meta['template'].split()[:n])
+
     def check(self, compare):
         self.check_clip(compare)
         method = self.build()
         self.check_features(compare, method)
         self.check_bounds(compare, method)
-        for way,changes in self.ways('loss_total').items():
+        for way,changes in self.ways(steps=False).items():
             method.config = self.config(**changes)
             self.check_way(compare, method, way)
-        for way,changes in self.ways('loss_history').items():
+        for way,changes in self.ways(steps=True).items():
             method.config = self.config(**changes)
             self.put(method, 'param')
             self.check_three_steps(compare, method, way)
@@ -987,6 +1177,8 @@ class ProDACase(Case):
             at_end = self.places().index(self.options['n_ctx'])
             self.check_sentences(compare, 'tokens', method.prompts[at_end])
         self.check_sentences(compare, 'plain_tokens', method.nameless)
+        lengths = [len(word_ids(name.replace('_', ' '))) for name in self.file.classnames]
+        compare.array('tokens', 'name_lens', lengths, self.file.arrays['name_lens'], 1e-9)
         raw = encode_text(method.model, method.prompts, method.context[:, None])
         w = method.sentence_features()
         x = F.normalize(method.image_features(self.images), dim=-1)
@@ -1028,7 +1220,7 @@ class ProDACase(Case):
         total = sum(terms.values())
         compare.array('logits', f'{way}/logits_upper', logits, arrays[f'{way}/logits_upper'],
                       tolerance['value'])
-        found = dict(upper=terms['ce'], div=terms['diversity']/self.options['alpha'], total=total)
+        found = dict(upper=terms['ce'], div=method.likeness(), total=total)
         for name,got in found.items():
             key = f'{way}/loss_{name}'
             compare.array('losses', key, got, arrays[key], tolerance['loss'])
@@ -1040,7 +1232,8 @@ class ProDACase(Case):
         "Steps on all sentences at once."
         arrays, tolerance = self.file.arrays, self.file.tolerance
         train, n = self.recipe()
-        trainer, history = Steps(method, train), []
+        trainer = Steps(method, train, self.optimiser_settings())
+        history = []
         for _ in range(n):
             loss = sum(method.losses(self.images, self.labels).values())
             history.append(loss.item())
@@ -1048,8 +1241,12 @@ class ProDACase(Case):
         compare.array('losses of the steps', f'{way}/loss_history', history,
                       arrays[f'{way}/loss_history'], tolerance['history'])
         before = numbers(arrays['param/ctx'])
-        compare.array('change by the steps', f'{way}/step3/ctx', numbers(method.context)-before,
+        change = numbers(method.context)-before
+        compare.array('change by the steps', f'{way}/step3/ctx', change,
                       numbers(arrays[f'{way}/step3/ctx'])-before, tolerance['change'])
+        key = f'{way}/step3_delta_summary/ctx'
+        if key in arrays:
+            compare.summary('change by the steps', key, change, arrays[key], tolerance['change'])
 
 
 @case('lfa')
@@ -1063,15 +1260,23 @@ class LFACase(Case):
 
     def check(self, compare):
         self.check_clip(compare)
-        method = METHODS[self.own](tiny_clip(self.meta['clip_seed']), self.config(), 1).train()
+        method = METHODS[self.own](tiny_clip(self.meta['clip_seed']), self.config(), 1)
+        method = method.to(self.dtype).train()
         given = {k: torch.from_numpy(v) for k,v in self.arrays.items()}
+        given = {k: v.to(self.dtype) if v.is_floating_point() else v for k,v in given.items()}
         x, w, labels = given['visual_features'], given['class_prototypes'], given['labels']
+        compare.compared |= {'visual_features', 'class_prototypes', 'labels', 'W'}     # inputs
         if self.setting == 'clip':
-            self.check_features(compare, method, x, w)
+            found = self.check_features(compare, method, x, w)
+            if self.dtype == torch.float64:
+                x, w = found
         self.check_start(compare, given, x, w, labels)
         self.check_loss(compare, method, given, x, w, labels)
-        for key in [k for k in self.arrays if re.match(r'n\d+/loss_history', k)]:
-            self.check_run(compare, method, key.partition('/')[0], given, x, w, labels)
+        runs = [key.partition('/')[0] for key in self.arrays if re.match(r'n\d+/', key)]
+        for run in dict.fromkeys(runs):
+            self.check_run(compare, method, run, given, x, w, labels)
+        if self.dtype == torch.float32 and any(k.startswith('f64/') for k in self.file.arrays):
+            type(self)(self.file, self.setting, double=True).check_double(compare)
 
     def check_features(self, compare, method, x, w):
         "The file's features are the tiny CLIP's."
@@ -1082,13 +1287,32 @@ class LFACase(Case):
                        class_prototypes=F.normalize(method.text_features(), dim=-1))
         for key,wanted in dict(visual_features=x, class_prototypes=w).items():
             compare.array('features', key, got[key], wanted, self.file.tolerance['value'])
+        return got.values()
+
+    def check_double(self, compare):
+        "The float64 run from the tiny CLIP's features; those of `synth` are not in the file."
+        start = f'f64/{self.setting}/'
+        arrays = {k.replace(start, 'f64/', 1): v for k,v in self.file.arrays.items()}
+        if self.setting == 'clip':
+            self.check(DoubleComparison(compare, arrays))
 
     def check_start(self, compare, given, x, w, labels):
         "The part of the closed form that the data determine; all of it at full rank."
         tolerance = self.meta['tolerance']
         first = start_matrix(x, w, labels, 0.)
+        allowed = tolerance['procrustes_unique_part_rel_l2']
+        unique = given['procrustes_unique_part']
         compare.array('closed form', 'procrustes_unique_part', given['projector_left'] @ first,
-                      given['procrustes_unique_part'], tolerance['procrustes_unique_part_rel_l2'])
+                      unique, allowed)
+        _, singular, _ = torch.linalg.svd((x.T @ w[labels]).double())
+        theirs = given['procrustes_beta0.0']
+        mixed = .1*theirs + .9*torch.eye(len(theirs), dtype=self.dtype)
+        found = {'projector_left': unique @ unique.T, 'projector_right': unique.T @ unique,
+                 'singular_values': singular, 'procrustes_beta0.9': mixed}
+        for key,got in found.items():
+            compare.array('closed form', key, got, given[key], allowed)
+        compare.array('closed form', 'procrustes_beta0.0', given['projector_left'] @ theirs, unique,
+                      allowed)
         if len(given['singular_values']) == len(first) and self.setting == 'synth':
             for beta in (0., .9):
                 key = f'procrustes_beta{beta}'
@@ -1110,18 +1334,21 @@ class LFACase(Case):
         method.config = self.config()
         compare.array('logits', 'logits_at_W', method.classify(x @ method.matrix, w),
                       given['logits_at_W'], self.file.tolerance['value'])
+        distances = torch.cdist(F.normalize(x @ method.matrix, dim=-1), w)
+        compare.array('others', 'distances_at_W', distances, given['distances_at_W'],
+                      self.file.tolerance['value'])
 
     def check_run(self, compare, method, run, given, x, w, labels):
         "The first steps of a run: rates, losses, momenta, both matrices."
         total = int(run[1:])
         history = self.arrays[f'{run}/loss_history']
-        start, eye = given['W'], torch.eye(len(given['W']))
+        start, eye = given['W'], torch.eye(len(given['W']), dtype=self.dtype)
         with torch.no_grad():
             method.matrix.copy_(start)
             method.average.copy_(eye)
         train = TrainConfig(optimizer='adamw', lr=self.options['lr'],
                             weight_decay=self.options['weight_decay'], eps=self.options['eps'])
-        trainer = Steps(method, train)
+        trainer = Steps(method, train, self.optimiser_settings())
         tolerance, given_tolerance = self.file.tolerance, self.meta['tolerance']
         losses, rates, momenta = [], [], []
         for t in range(len(history)):
@@ -1138,6 +1365,10 @@ class LFACase(Case):
             method.follow(t, total)
             left = (apart*(method.average-method.matrix.detach())).sum()
             momenta.append(float(left/apart.square().sum()))
+        key = f'{run}/step3_delta_summary'
+        if key in given and len(history) == 3:
+            compare.summary('change by the steps', key, method.matrix-start, self.arrays[key],
+                            tolerance['change'])
         compare.array('losses of the steps', f'{run}/loss_history', losses, history,
                       tolerance['history'])
         compare.array('rates', f'{run}/lrs', rates, self.arrays[f'{run}/lrs'], 1e-6)
@@ -1158,17 +1389,20 @@ def compare_file(path):
     comparisons, compared = [], set()
     for setting in settings:
         compare = Comparison(f'{file.method} {setting}'.strip())
-        cls(file, setting).check(compare)
+        checked = cls(file, setting)
+        checked.check(compare)
         comparisons.append(compare)
-        compared |= compare.compared
-    left = []
-    for key in file.arrays:
-        bare = key
-        for setting in settings:
-            bare = bare.replace(f'{setting}/', '', 1) if setting else bare
-        if not compared & {key, bare} and not bare.startswith('param/'):
-            left.append(key)
+        compared |= {f'param/{name}' for name in checked.official_names()}
+        for name in compare.compared:
+            compared |= {name, in_setting(name, setting)}
+    left = [key for key in file.arrays if key not in compared]
     return comparisons, left
+
+
+def in_setting(name, setting):
+    "The key that a quantity has behind a setting, such as 'f64/s0.5/logits'."
+    double, name = name.startswith('f64/'), name.removeprefix('f64/')
+    return ('f64/' if double else '') + (f'{setting}/' if setting else '') + name
 
 
 def check_file(path):
@@ -1227,6 +1461,9 @@ def main(words):
             return 1
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             print(f'{path}: no file of official numbers ({error})')
+            return 1
+        except Exception as error:      # of any library, on numbers that no method can take
+            print(f'{path}: cannot be computed ({type(error).__name__}: {error})')
             return 1
         found.append(largest_errors(path, comparisons))
         if form:

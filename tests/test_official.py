@@ -7,44 +7,15 @@ import numpy as np
 import pytest
 
 from dra_nb.clip import tokenize
-from official import CASES, Deviation, OfficialFile, check_file, main, tiny_clip
+from official import CASES, Deviation, OfficialFile, Steps, check_file, main, tiny_clip
 
 FILES = sorted((Path(__file__).parent/'fixtures'/'official').glob('*.npz'))
-SUMMARY = 'norm, sum and first numbers of an array that is compared in full'
-SUMMED = 'norms and sums of the float64 run; the arrays are compared in single precision'
-GIVEN = 'an input of the comparison'
-
 # file → what is compared with nothing, and why; of all other files everything is compared
 LEFT_OUT = {
     'cliplora': {
-        'dropout_rate0/*': 'another path of the official code, whose gradients it gets wrong',
-        'f64/dropout_rate0/loss': 'the same',
-        'f64/step3_logits_merged': 'f64/step3_logits to rounding, which is compared'},
-    'lfa': {
-        '*/labels': GIVEN,
-        '*/W': GIVEN,
-        '*/projector_left': GIVEN,
-        '*/projector_right': 'the other side of projector_left; one decides',
-        '*/singular_values': 'of the input; the closed form is compared',
-        '*/distances_at_W': 'inside the loss, which is compared with its gradient',
-        '*/n100/step3_delta_summary': SUMMARY,
-        'f64/*': 'the same formulas in float64, compared in single precision alone'},
-    'metaprompt': {
-        'n_trained': 'a number of the official model; ours is in the contract',
-        'episode/class_split_*': GIVEN,
-        'episode/first_half_size': GIVEN,
-        'zero_shot_tokens': 'their features are compared',
-        'plain3/step3_delta_summary/*': SUMMARY,
-        'episode/*/losses_iter1': 'losses inside an episode; the parameters after it are compared',
-        'episode/*/text_trace_iter1': 'parameters inside an episode; those after it are compared',
-        'episode/unshared_torch*/meta_grad1': 'episode/meta_grad1, which is compared',
-        'f64/episode/*/losses_iter1': 'as in single precision',
-        'f64/*_norm_sum': SUMMED},
-    'proda': {
-        'name_lens': 'what the official code needs to cut sentences; ours are compared as tokens',
-        'loss_expected_mc_*': 'drawn by chance, to show that the loss is a bound',
-        'steps_diag_K+1/step3_delta_summary/ctx': SUMMARY,
-        'f64/*_norm_sum': SUMMED},
+        'dropout_rate0/grad/*resblocks.0.*': 'a path of the official code that gets them wrong'},
+    'lfa': {'f64/synth/*': 'of features in float64, which the file does not hold'},
+    'proda': {'loss_expected_mc_*': 'drawn by chance, to show that the loss is a bound'},
 }
 KNOWN = [f for f in FILES if f.stem.partition('_')[0] in CASES]
 
@@ -124,13 +95,113 @@ def without(path, target, *keys):
     return target
 
 
-@pytest.mark.parametrize('key', ['logits', 'loss_total', 'tokens', 'loss_history', 'meta',
-                                 'param/prompt_learner.ctx', 'grad/prompt_learner.ctx'])
+@pytest.mark.parametrize('key', ['logits', 'loss_ce', 'loss_total', 'tokens', 'loss_history',
+                                 'meta', 'zero_shot_logits', 'step3_logits', 'text_features',
+                                 'param/prompt_learner.ctx', 'grad/prompt_learner.ctx',
+                                 'step3/prompt_learner.ctx'])
 def test_a_file_that_lacks_something_does_not_pass(key, tmp_path, capsys):
     path = without(FILES[0].parent/'coop.npz', tmp_path/'other.npz', key)
     assert main([str(path)]) == 1
     said, = capsys.readouterr().out.splitlines()
-    assert said.startswith(str(path)) and key.removeprefix('grad/') in said
+    assert said.startswith(str(path)) and key.removeprefix('grad/').removeprefix('step3/') in said
+
+
+def with_array(path, target, key, change, **meta):
+    "A copy of a file in which one array is another, and so are some settings."
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays[key] = change(arrays[key].copy())
+    settings = json.loads(str(arrays['meta'])) | meta
+    arrays['meta'] = np.array(json.dumps(settings))
+    np.savez_compressed(target, **arrays)
+    return target
+
+
+def with_entry(where, value):
+    "A change of one entry of an array."
+    def change(array):
+        array[where] = value
+        return array
+    return change
+
+
+WRONG = [
+    ('coop', 'logits', with_entry((0, 0), np.nan), 'logits holds numbers that are not finite'),
+    ('coop', 'param/prompt_learner.ctx', with_entry((3, 5), np.inf), 'that are not finite'),
+    ('coop', 'param/prompt_learner.ctx', lambda a: a[:3], 'has shape (3, 64), allowed is (4, 64)'),
+    ('coop', 'logits', lambda a: a[:, :6], 'logits deviates'),
+    ('coop', 'labels', with_entry(0, 1), 'labels and the labels of meta differ'),
+    ('coop', 'tokens', with_entry((2, 3), 343), 'tokens deviates'),     # a word in a slot
+    ('coop', 'tokens', with_entry((2, 76), 1), 'tokens deviates'),
+    ('coop', 'tokens', lambda a: a[:6], 'tokens deviates'),
+    ('coop', 'tokens', lambda a: a[:, :30], 'tokens holds no rows of 77 ids'),
+    ('coop', 'tokens', lambda a: a + .4, 'tokens holds no rows of 77 ids'),
+    ('tcp', 'guide_tokens', with_entry((0, 70), 7), 'guide_tokens deviates'),
+    ('tcp', 'f64/grad_norm_sum', with_entry((1, 1), np.nan), 'f64/grad_norm_sum holds'),
+    ('tcp', 'f64/grad_norm_sum', lambda a: a[:4], 'f64/grad_norm_sum has shape (4, 2)'),
+    ('maple', 'grad_summary/prompt_learner.compound_prompt_projections.0.weight',
+     lambda a: a[:2], 'has shape (2,), allowed is (34,)'),
+    ('lfa', 'clip/procrustes_beta0.9', with_entry((0, 0), 2.), 'procrustes_beta0.9 deviates'),
+    ('lfa', 'clip/visual_features', with_entry((0, 0), np.nan), 'clip/visual_features holds'),
+]
+
+
+@pytest.mark.parametrize('name, key, change, said', WRONG)
+def test_a_wrong_array_is_named(name, key, change, said, tmp_path, capsys):
+    path = with_array(FILES[0].parent/f'{name}.npz', tmp_path/'other.npz', key, change)
+    assert main([str(path)]) == 1
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith(str(path)) and said in line
+
+
+def test_a_key_of_one_setting_is_not_that_of_another(tmp_path):
+    "What is compared behind one setting says nothing of the same name behind another."
+    path = with_array(FILES[0].parent/'tcp.npz', tmp_path/'other.npz', 'labels', np.asarray)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays['adam_eps1e-3/more'] = arrays['param/more'] = np.ones(3)
+    np.savez_compressed(path, **arrays)
+    assert check_file(path)[1] == ['adam_eps1e-3/more', 'param/more']
+
+
+def test_a_context_for_every_class(tmp_path):
+    "The same vectors for every class give the file's logits; their gradients add up to the file's."
+    def tiled(context):
+        return np.tile(context, (7, 1, 1))
+    path = with_array(FILES[0].parent/'coop.npz', tmp_path/'other.npz', 'param/prompt_learner.ctx',
+                      tiled, parameters_official_order=[['prompt_learner.ctx', [7, 4, 64]]])
+    file = OfficialFile(path)
+    case = CASES['coop'](file)
+    method = case.build()
+    logits = method.logits(file.images).detach().numpy()
+    assert np.allclose(logits, file.arrays['logits'], atol=1e-4)
+    loss = sum(method.losses(file.images, file.labels).values())
+    gradient = case.gradients(method, loss)['prompt_learner.ctx']
+    wanted = file.arrays['grad/prompt_learner.ctx']
+    assert gradient.shape == (7, 4, 64)
+    assert np.allclose(gradient.sum(0).numpy(), wanted, atol=1e-4*abs(wanted).max())
+
+
+def test_a_term_of_weight_0_is_compared(tmp_path):
+    "The guide's term is in the file whatever its weight is."
+    path = with_array(FILES[0].parent/'kgcoop.npz', tmp_path/'other.npz', 'labels', np.asarray,
+                      weight=0)
+    case = CASES['kgcoop'](OfficialFile(path))
+    method = case.build()
+    found = case.values(method)
+    assert np.isclose(float(found['loss_kg']), float(case.arrays['loss_kg']), rtol=1e-4)
+    assert float(found['loss_total']) == float(found['loss_ce'])
+
+
+@pytest.mark.parametrize('change', [dict(nesterov=True), dict(dampening=.5)])
+def test_settings_of_the_optimiser_are_those_of_the_file(change):
+    file = OfficialFile(FILES[0].parent/'coop.npz')
+    file.meta['optimizer'].update(change)
+    case = CASES['coop'](file)
+    method = case.build()
+    trainer = Steps(method, case.recipe()[0], case.optimiser_settings())
+    group, = trainer.optimizer.param_groups
+    assert change.items() <= group.items()
 
 
 def test_what_is_no_file_of_numbers_is_named(tmp_path, capsys):
