@@ -979,7 +979,8 @@ class PromptSRCCase(Case):
         assert m['depth_text'] == m['depth_vision'], 'one depth for both towers'
         names = ('text_weight', 'image_weight', 'logits_weight')
         weights = {name: float(m[name]) for name in names}
-        return METHODS[self.own].Config(words=m['context_words'], depth=m['depth_text'],
+        words = self.placeholder(m['n_ctx'])
+        return METHODS[self.own].Config(words=words, depth=m['depth_text'],
                                         image_length=m['n_ctx_vision'],
                                         sentences=len(m['teacher_template_indices']),
                                         mean=float(m['gpa']['mean']), std=float(m['gpa']['std']),
