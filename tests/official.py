@@ -557,7 +557,7 @@ class Case:
         words = np.delete(wanted, range(1, 1+M), axis=1)      # theirs stand behind the start
         n = tokens.shape[-1] - M
         rest = tokens[~slots].reshape(len(tokens), n)
-        same = (rest == words[:, :n]).all() and (words[:, n:] == 0).all()
+        same = np.array_equal(rest, words[:, :n]) and (words[:, n:] == 0).all()
         held = word_ids(self.placeholder(M))[:M]
         same = same and len(held) == M and (wanted[:, 1:1+M] == held).all()
         compare.compared.add(key)
