@@ -1180,6 +1180,9 @@ class ProDACase(Case):
         if self.options['n_ctx'] in self.places():
             at_end = self.places().index(self.options['n_ctx'])
             self.check_sentences(compare, 'tokens', method.prompts[at_end])
+        names = [name.replace('_', ' ') for name in self.file.classnames]
+        sentences = [self.meta['template'].format(name) for name in names]
+        self.check_plain_tokens(compare, 'tokens', sentences)
         self.check_sentences(compare, 'plain_tokens', method.nameless)
         lengths = [len(word_ids(name.replace('_', ' '))) for name in self.file.classnames]
         compare.array('tokens', 'name_lens', lengths, self.file.arrays['name_lens'], 1e-9)
