@@ -568,6 +568,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                      'dra_nb/commands/arguments.py'),
                                            'dra_nb.commands.arguments.model_arguments': ( 'cli_arguments.html#model_arguments',
                                                                                           'dra_nb/commands/arguments.py'),
+                                           'dra_nb.commands.arguments.ray_argument': ( 'cli_arguments.html#ray_argument',
+                                                                                       'dra_nb/commands/arguments.py'),
                                            'dra_nb.commands.arguments.refuse_file': ( 'cli_arguments.html#refuse_file',
                                                                                       'dra_nb/commands/arguments.py'),
                                            'dra_nb.commands.arguments.say': ('cli_arguments.html#say', 'dra_nb/commands/arguments.py'),

@@ -18,11 +18,10 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from .arguments import (Command, check_command, check_file, check_folder,
-                                       check_lines_file, check_model, check_named_model,
-                                       dataset_argument, load_model, model_arguments, say,
-                                       settings_arguments, shots_argument, subset_argument,
-                                       text_chunk_argument, warn_of_photographs)
+from .arguments import (
+    Command, check_command, check_file, check_folder, check_lines_file, check_model,
+    check_named_model, dataset_argument, load_model, model_arguments, say, settings_arguments,
+    shots_argument, subset_argument, text_chunk_argument, warn_of_photographs)
 
 # %% ../../nbs/6d_cli_adapt.ipynb #c2f3da78
 def _check_template(template):

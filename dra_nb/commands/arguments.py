@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Command', 'say', 'model_arguments', 'dataset_argument', 'shots_argument', 'settings_arguments', 'subset_argument',
-           'text_chunk_argument', 'workers_argument', 'check_words', 'check_named_model', 'check_weights',
-           'check_model', 'load_model', 'check_command', 'check_all_images', 'warn_of_photographs', 'check_folder',
-           'refuse_file', 'check_place', 'check_file', 'check_lines_file']
+           'text_chunk_argument', 'workers_argument', 'ray_argument', 'check_words', 'check_named_model',
+           'check_weights', 'check_model', 'load_model', 'check_command', 'check_all_images', 'warn_of_photographs',
+           'check_folder', 'refuse_file', 'check_place', 'check_file', 'check_lines_file']
 
 # %% ../../nbs/6c_cli_arguments.ipynb #93947db3
 import contextlib
@@ -79,6 +79,11 @@ def workers_argument(parser):
     "How many runs at once."
     parser.add_argument('--workers', help='processes (default: one a core, up to 8; '
                         'on a GPU one with models larger than glyph-clip)')
+
+def ray_argument(parser):
+    "Runs on a cluster."
+    parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '
+                        'Ray cluster: the one found, or the one at an address')
 
 # %% ../../nbs/6c_cli_arguments.ipynb #b2e32422
 _NUMBERS = dict(                                             # option → what it may be

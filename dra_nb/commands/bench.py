@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .arguments import (Command, check_all_images, check_command, check_folder,
-                                       check_model, check_place, dataset_argument, load_model,
-                                       model_arguments, say, settings_arguments, shots_argument,
-                                       text_chunk_argument, warn_of_photographs, workers_argument)
+from .arguments import (
+    Command, check_all_images, check_command, check_folder, check_model, check_place,
+    dataset_argument, load_model, model_arguments, ray_argument, say, settings_arguments,
+    shots_argument, text_chunk_argument, warn_of_photographs, workers_argument)
 
 # %% ../../nbs/6e_cli_bench.ipynb #f3587460
 class RunLines:
@@ -266,8 +266,7 @@ def _bench_arguments(parser):
                         'inner split, and write the best points to this JSON file')
     workers_argument(parser)
     text_chunk_argument(parser)
-    parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '
-                        'Ray cluster: the one found, or the one at an address')
+    ray_argument(parser)
     model_arguments(parser)
 
 BENCH = Command('methods × data sets × seeds into a folder; resumes where it stopped',

@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from .arguments import (Command, check_all_images, check_file, check_folder,
-                                       check_lines_file, check_model, check_named_model,
-                                       check_weights, model_arguments, refuse_file, say,
-                                       text_chunk_argument, warn_of_photographs, workers_argument)
+from .arguments import (
+    Command, check_all_images, check_file, check_folder, check_lines_file, check_model,
+    check_named_model, check_weights, model_arguments, ray_argument, refuse_file, say,
+    text_chunk_argument, warn_of_photographs, workers_argument)
 from .bench import RunLines, check_images_of_runs, workers_of
 
 # %% ../../nbs/6f_cli_paper.ipynb #c994d71c
@@ -350,8 +350,7 @@ def _paper_arguments(parser):
                         'processor 0.5)')
     workers_argument(parser)
     text_chunk_argument(parser)
-    parser.add_argument('--ray', nargs='?', const=True, metavar='ADDRESS', help='send runs to a '
-                        'Ray cluster: the one found, or the one at an address')
+    ray_argument(parser)
     model_arguments(parser)
 
 PAPER = Command("a table or figure of the paper, with the paper's numbers beside it",
